@@ -1,0 +1,117 @@
+"""Every Redis key this project uses, and how long each lives.
+
+All keys of a queue carry one hash tag, `{ps:<queue>}`, so that each script touches one Cluster slot.
+A queue is a served model name (or a shard of it); scaling out is more queues.
+This module knows names only: no connection, no commands.
+"""
+
+import re
+from dataclasses import dataclass
+
+from .errors import InvalidRequest
+
+QUEUES = "ps:queues"
+"""Set of every queue's name; outside any hash tag."""
+
+GROUP = "workers"
+"""The one consumer group of each job stream, made at id 0 so that no early job is skipped."""
+
+RETURNED = "returned"
+"""The consumer that holds jobs handed back or reclaimed, oldest first, until a worker takes them."""
+
+LANES = ("high", "normal", "low")
+"""Priority classes, most urgent first."""
+
+DEFAULT_TENANT = "default"
+
+RETENTION_MS = 3_600_000
+"""How long a finished job's record and reply stay readable: one hour."""
+
+HEARTBEAT_TTL_MS = 3_000
+"""A worker whose heartbeat is older than this is dead to the others."""
+
+HEARTBEAT_MS = 1_000
+"""How often a worker beats."""
+
+REAP_MS = 500
+"""How often a worker looks for jobs of dead workers."""
+
+_QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+@-]{0,199}")
+_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_name(kind: str, value: str) -> str:
+    """Return `value` if it may stand in a key as a `queue`, `job id` or `tenant`.
+
+    Raises:
+        InvalidRequest: the value has characters that keys do not allow, or is too long.
+    """
+    pattern = {"queue": _QUEUE_NAME, "job id": _JOB_ID, "tenant": _TENANT}[kind]
+    if not pattern.fullmatch(value):
+        raise InvalidRequest(f"{kind} {value!r} does not match {pattern.pattern}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one queue."""
+
+    queue: str
+
+    @property
+    def prefix(self) -> str:
+        """What every key of the queue begins with, hash tag included."""
+        return f"{{ps:{self.queue}}}:"
+
+    def job(self, job_id: str) -> str:
+        """Hash: the payload, and state, epoch, crashes, owner, lane, tenant, deadlines, timings."""
+        return f"{self.prefix}job:{job_id}"
+
+    def out(self, job_id: str) -> str:
+        """Stream: the job's reply; entry ids are `<epoch>-<offset>`."""
+        return f"{self.prefix}out:{job_id}"
+
+    def tokens(self, job_id: str) -> str:
+        """Pub/sub channel that mirrors the reply, at most once; the stream is the truth."""
+        return f"{self.prefix}tokens:{job_id}"
+
+    def jobs(self, lane: str, tenant: str = DEFAULT_TENANT) -> str:
+        """Stream: (id, tokens_max) of each unfinished job, in order of submission."""
+        return f"{self.prefix}jobs:{lane}:{tenant}"
+
+    def ready(self, lane: str) -> str:
+        """Sorted set: tenants with work in a lane; score = tokens served to them."""
+        return f"{self.prefix}ready:{lane}"
+
+    @property
+    def bell(self) -> str:
+        """Stream of length 1: rung whenever there may be new work."""
+        return f"{self.prefix}bell"
+
+    @property
+    def dead(self) -> str:
+        """Stream: dead letters."""
+        return f"{self.prefix}dead"
+
+    @property
+    def pace(self) -> str:
+        """Hash: how fast jobs finish, for the retry hint of a full queue."""
+        return f"{self.prefix}pace"
+
+    @property
+    def model(self) -> str:
+        """Hash: worker id -> JSON of what it serves (context, vocabulary, template, limits)."""
+        return f"{self.prefix}model"
+
+    def control(self, worker: str) -> str:
+        """Stream: messages to one worker (cancel, drain)."""
+        return f"{self.prefix}ctl:{worker}"
+
+    def heartbeat(self, worker: str) -> str:
+        """String with a TTL: the worker is alive; its value is a JSON of counters."""
+        return f"{self.prefix}hb:{worker}"
+
+    def step(self, worker: str) -> str:
+        """String: number of the last step of this worker that Redis applied."""
+        return f"{self.prefix}step:{worker}"

@@ -1,0 +1,107 @@
+"""What the queue process and the engine process say to each other.
+
+Length-prefixed msgpack frames on a socketpair: a 4-byte big-endian length, then one tagged struct.
+Parent to engine: `Add`, `Abort`, `Drain`. Engine to parent: `Ready`, `Step`, `Fatal`.
+This module knows no sockets' owners, no Redis and no torch.
+"""
+
+from typing import Literal
+
+import msgspec
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """Sampling parameters with every default filled in: what the engine needs and no more."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    """0 keeps all."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    """The model's end tokens (unless they are to be ignored) and the request's own."""
+
+
+class Add(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Run a request. `output_ids` are tokens it already has, when it is resumed."""
+
+    request_id: str
+    prompt_ids: list[int]
+    sampling: Sampling
+    output_ids: list[int] = []
+    cache_salt: str = ""
+    """Requests share cached prefixes only under the same salt."""
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """Stop these requests and free their blocks; nothing more is said of them."""
+
+    request_ids: list[str]
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """Exit once nothing runs."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The model is loaded, the cache is allocated, every kernel is compiled."""
+
+    max_model_tokens: int
+    max_running: int
+    num_blocks: int
+    block_tokens: int
+    vocab_size: int
+    device: str
+    weight_bytes: int
+    kv_bytes: int
+
+
+class Output(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of one request, in order. `finish` is None while it runs."""
+
+    request_id: str
+    token_ids: list[int]
+    finish: Literal["stop", "length", "error"] | None = None
+    cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache, so far."""
+    message: str = ""
+    """What went wrong, when `finish` is `error`."""
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """How full the engine is after a step."""
+
+    running: int
+    waiting: int
+    free_blocks: int
+    """Blocks that can be allocated now, evictable cached ones included."""
+    used_slots: int
+    """Tokens held in allocated blocks."""
+    allocated_slots: int
+    """Token slots of the blocks that requests hold; 1 - used/allocated is the waste."""
+    preemptions: int
+    """Since the start."""
+    prefix_hit_tokens: int
+    """Since the start."""
+    step: int
+    """Steps since the start."""
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """What one step gave."""
+
+    outputs: list[Output]
+    load: Load
+
+
+class Fatal(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot go on; it exits after sending this."""
+
+    message: str
+
+
+ToEngine = Add | Abort | Drain
+FromEngine = Ready | Step | Fatal
