@@ -188,7 +188,9 @@ def decode_entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
         worker=text.get("worker", ""),
         reason=text.get("reason"),  # pyright: ignore[reportArgumentType]
         usage=msgspec.json.decode(text["usage"], type=Usage) if text.get("usage") else Usage(),
-        timings=msgspec.json.decode(text["timings"], type=Timings) if text.get("timings") else Timings(),
+        timings=msgspec.json.decode(text["timings"], type=Timings)
+        if text.get("timings")
+        else Timings(),
         error=text.get("error", ""),
         message=text.get("message", ""),
     )

@@ -32,7 +32,9 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 """Parameters that are part of the format but not built yet, and the values that change nothing."""
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class SamplingParams(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """Sampling parameters of one request; `None` means "as the model's generation config says".
 
     Temperature 0 is greedy. The random draw of each token depends on (seed, position) alone, so the

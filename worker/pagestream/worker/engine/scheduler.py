@@ -1,0 +1,300 @@
+"""Who runs in the next step, how many tokens each, and in which blocks.
+
+One rule, no phases: each step closes the gap between a request's `num_computed_tokens` and its
+`num_tokens`, under one token budget. Chunked prefill, a prefix hit, preemption and a resume are all
+that rule.
+
+    schedule() ─► Plan ─► (the device computes) ─► commit(plan, token_ids) ─► outputs
+
+Plans may overlap: the next one is made before the last one's tokens are known. Their ids are then
+in flight; how many there are is known, so only an end token can make a planned token useless. The
+device runs steps in order, so whoever gets a freed block writes it after any earlier step did.
+Pure Python: knows no device, no text and no Redis.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..messages import Load, Output
+from .blocks import BlockPool
+from .request import Request, State
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One request's share of a step: its tokens from `start` on."""
+
+    request: Request
+    row: int
+    start: int
+    num_tokens: int
+    draws: bool
+    """True when the share reaches the request's last token, so that the next one is drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step: plain data between the scheduler and the runner."""
+
+    decodes: list[Work] = field(default_factory=list[Work])
+    """One token each, whose id the device drew itself."""
+    prefills: list[Work] = field(default_factory=list[Work])
+    """Prompts or pieces of prompts, whose ids are known on the host."""
+
+    def __iter__(self) -> Iterator[Work]:
+        """The step's works in batch order: decodes first."""
+        yield from self.decodes
+        yield from self.prefills
+
+    def __len__(self) -> int:
+        return len(self.decodes) + len(self.prefills)
+
+
+class Scheduler:
+    """Owns the requests and their blocks. A request is waiting, running, or forgotten."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_running: int,
+        max_step_tokens: int,
+        prefix_cache: bool = True,
+    ) -> None:
+        self._pool = pool
+        self._max_running = max_running
+        self._max_step_tokens = max_step_tokens
+        self._prefix_cache = prefix_cache
+        self._requests: dict[str, Request] = {}
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []  # oldest first; the newest is preempted first
+        self._free_rows = list(range(max_running - 1, -1, -1))
+        self.num_preemptions = 0
+        self.num_prefix_hit_tokens = 0
+        self.num_chunked_prefills = 0
+
+    # ---- requests in and out
+
+    def add(self, request: Request) -> None:
+        """Queue a request behind those that wait; it must fit into the pool when it is alone."""
+        most_tokens = len(request.prompt_ids) + request.sampling.max_tokens
+        assert self._pool.blocks_for(most_tokens) <= self._pool.num_usable, (
+            f"{request.request_id} may reach {most_tokens} tokens, more than the cache holds"
+        )
+        assert request.request_id not in self._requests, f"{request.request_id} is here already"
+        self._requests[request.request_id] = request
+        self._waiting.append(request)
+
+    def abort(self, request_id: str) -> bool:
+        """Forget a request and free its blocks; False if it is not here (it may have finished)."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return False
+        if request.state is State.RUNNING:
+            self._running.remove(request)
+        else:
+            self._waiting.remove(request)
+        self._forget(request)
+        return True
+
+    @property
+    def has_work(self) -> bool:
+        """True while any request waits or runs."""
+        return bool(self._requests)
+
+    # ---- a step
+
+    def schedule(self) -> Plan:
+        """Plan a step: running requests first, oldest first; then whoever waits and fits whole."""
+        plan = Plan()
+        preemptions = self.num_preemptions
+        budget_tokens = self._plan_running(plan, self._max_step_tokens)
+        if self.num_preemptions == preemptions:
+            self._admit(plan, budget_tokens)
+        for work in plan:
+            self._advance(work)
+        return plan
+
+    def commit(self, plan: Plan, token_ids: Sequence[int]) -> list[Output]:
+        """Take the ids that a step drew, one a work in batch order; finish who reached an end.
+
+        Works whose request was aborted, or finished while the step ran, are skipped.
+        """
+        outputs: list[Output] = []
+        finished = False
+        for work, token_id in zip(plan, token_ids, strict=True):
+            request = work.request
+            if not work.draws or request.state is State.FINISHED:
+                continue
+            request.num_in_flight_tokens -= 1
+            request.output_ids.append(token_id)
+            finish = self._finish_reason(request, token_id)
+            outputs.append(Output(request.request_id, [token_id], finish, request.cached_tokens))
+            if finish:
+                finished |= request.state is State.RUNNING
+                if request.state is State.WAITING:
+                    self._waiting.remove(request)
+                self._forget(request)
+        if finished:
+            self._running = [r for r in self._running if r.state is State.RUNNING]
+        return outputs
+
+    def load(self, step: int) -> Load:
+        """How full the engine is."""
+        block_tokens = self._pool.block_tokens
+        allocated = self._pool.num_in_use * block_tokens
+        unfilled = sum(
+            len(request.blocks) * block_tokens - request.num_computed_tokens
+            for request in self._running
+        )
+        return Load(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            free_blocks=self._pool.num_available,
+            used_slots=allocated - unfilled,
+            allocated_slots=allocated,
+            preemptions=self.num_preemptions,
+            prefix_hit_tokens=self.num_prefix_hit_tokens,
+            step=step,
+        )
+
+    # ---- planning
+
+    def _plan_running(self, plan: Plan, budget_tokens: int) -> int:
+        index = 0
+        while index < len(self._running) and budget_tokens > 0:
+            request = self._running[index]
+            index += 1
+            if not request.may_draw_more and request.is_decoding:
+                continue  # its last token is in flight
+            num_tokens = min(request.num_tokens - request.num_computed_tokens, budget_tokens)
+            if not self._grow(request, num_tokens):
+                break
+            self._plan(plan, request, num_tokens)
+            budget_tokens -= num_tokens
+        return budget_tokens
+
+    def _admit(self, plan: Plan, budget_tokens: int) -> None:
+        while self._waiting and self._free_rows and budget_tokens > 0:
+            request = self._waiting[0]
+            if request.num_in_flight_tokens:
+                break  # preempted with a token in flight: it must be known to be recomputed
+            cached = self._match(request)
+            needed = self._pool.blocks_for(request.num_tokens) - len(cached)
+            taken = needed + self._pool.num_idle_among(cached)
+            # Every running request may want a block soon: admitting into those would only preempt.
+            if taken + len(self._running) > self._pool.num_available:
+                break
+            self._waiting.popleft()
+            self._start(request, cached, needed)
+            num_tokens = min(request.num_tokens - request.num_computed_tokens, budget_tokens)
+            self._plan(plan, request, num_tokens)
+            budget_tokens -= num_tokens
+
+    def _plan(self, plan: Plan, request: Request, num_tokens: int) -> None:
+        assert request.row is not None, f"{request.request_id} runs without a row"
+        start = request.num_computed_tokens
+        draws = start + num_tokens == request.num_tokens
+        work = Work(request, request.row, start, num_tokens, draws)
+        if request.is_decoding:
+            plan.decodes.append(work)
+        else:
+            plan.prefills.append(work)
+            self.num_chunked_prefills += not draws
+
+    def _advance(self, work: Work) -> None:
+        request = work.request
+        request.num_computed_tokens += work.num_tokens
+        request.num_in_flight_tokens += work.draws
+        self._name_full_blocks(request)
+
+    # ---- blocks
+
+    def _match(self, request: Request) -> list[int]:
+        """Cached blocks of the request's prefix; at least one token is left to compute."""
+        if not self._prefix_cache:
+            return []
+        block_tokens = self._pool.block_tokens
+        request.extend_hashes(block_tokens)
+        most_blocks = (request.num_tokens - 1) // block_tokens
+        return self._pool.cache.match(request.block_hashes[:most_blocks])
+
+    def _start(self, request: Request, cached: list[int], needed: int) -> None:
+        self._pool.share(cached)
+        request.blocks = cached + self._pool.allocate(needed)
+        request.num_named_blocks = len(cached)
+        request.num_computed_tokens = len(cached) * self._pool.block_tokens
+        request.cached_tokens = request.num_computed_tokens
+        request.prefill_tokens = request.num_tokens
+        request.row = self._free_rows.pop()
+        request.state = State.RUNNING
+        self._running.append(request)
+        self.num_prefix_hit_tokens += request.cached_tokens
+
+    def _grow(self, request: Request, num_tokens: int) -> bool:
+        """Give the request blocks for its next tokens; False if it had to be preempted itself."""
+        needed = self._pool.blocks_for(request.num_computed_tokens + num_tokens)
+        needed -= len(request.blocks)
+        while needed > self._pool.num_available:
+            victim = self._running.pop()
+            self._preempt(victim)
+            if victim is request:
+                return False
+        if needed > 0:
+            request.blocks += self._pool.allocate(needed)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        """Take a request's blocks and put it at the head of the line; it is recomputed later."""
+        self._release(request)
+        request.num_computed_tokens = 0
+        request.state = State.WAITING
+        self._waiting.appendleft(request)
+        self.num_preemptions += 1
+
+    def _forget(self, request: Request) -> None:
+        request.state = State.FINISHED
+        del self._requests[request.request_id]
+        self._release(request)
+
+    def _release(self, request: Request) -> None:
+        self._name_full_blocks(request)
+        self._pool.release(request.blocks)
+        request.blocks = []
+        request.num_named_blocks = 0
+        if request.row is not None:
+            self._free_rows.append(request.row)
+            request.row = None
+
+    def _name_full_blocks(self, request: Request) -> None:
+        """Tell the prefix cache of blocks whose tokens are all computed and known."""
+        if not self._prefix_cache:
+            return
+        block_tokens = self._pool.block_tokens
+        request.extend_hashes(block_tokens)
+        computed = min(request.num_computed_tokens, request.num_known_tokens) // block_tokens
+        for index in range(request.num_named_blocks, computed):
+            self._pool.cache.add(request.block_hashes[index], request.blocks[index])
+        request.num_named_blocks = max(request.num_named_blocks, computed)
+
+    @staticmethod
+    def _finish_reason(request: Request, token_id: int) -> Literal["stop", "length"] | None:
+        num_drawn = len(request.output_ids)
+        is_stop = token_id in request.sampling.stop_token_ids
+        if is_stop and num_drawn >= request.sampling.min_tokens:
+            return "stop"
+        return "length" if num_drawn >= request.sampling.max_tokens else None
+
+    def check(self) -> None:
+        """Assert the invariants; for tests and for an idle engine."""
+        self._pool.check()
+        held = [block for request in self._running for block in request.blocks]
+        assert len(set(held)) == self._pool.num_in_use, "a block in use belongs to no request"
+        assert len(self._running) + len(self._waiting) == len(self._requests), "a request is lost"
+        rows = [request.row for request in self._running if request.row is not None]
+        assert sorted([*self._free_rows, *rows]) == list(range(self._max_running)), "rows leak"
+        for request in self._waiting:
+            assert not request.blocks, f"{request.request_id} holds blocks while it waits"
+            assert request.row is None, f"{request.request_id} holds a row while it waits"
