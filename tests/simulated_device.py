@@ -1,12 +1,12 @@
 """A device without a model: it keeps what a KV slot would hold, and draws from what it reads back.
 
-The next token is a hash of the tokens read through the block table, so a block that was shared wrongly,
-freed too early or overwritten shows up as a wrong token. It checks slots; it computes no attention.
+The next token is a hash of the tokens read through the block table, so a block that was shared
+wrongly, freed too early or overwritten shows up as a wrong token. It computes no attention.
 """
 
 from hashlib import blake2b
 
-from pagestream.worker.engine.scheduler import Plan
+from pagestream.worker.engine.scheduler import Plan, Work
 
 VOCAB = 11
 END_TOKEN = 10
@@ -17,12 +17,12 @@ def next_token(tokens: list[int]) -> int:
     return blake2b(bytes(tokens), digest_size=2).digest()[0] % VOCAB
 
 
-def continuation(prompt: list[int], max_tokens: int) -> list[int]:
+def continuation(prompt: list[int], max_tokens: int, ends: bool = True) -> list[int]:
     """What a request for `prompt` must give, computed without any cache."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + max_tokens:
         tokens.append(next_token(tokens))
-        if tokens[-1] == END_TOKEN:
+        if ends and tokens[-1] == END_TOKEN:
             break
     return tokens[len(prompt) :]
 
@@ -37,7 +37,8 @@ class SimulatedDevice:
 
     def run(self, plan: Plan) -> list[int]:
         """One id a work in batch order (meaningless where the work draws none)."""
-        writes = [(self._tokens(work, index), work) for index, work in enumerate(plan)]
+        writes = [(self._tokens(work, False), work) for work in plan.prefills]
+        writes = [(self._tokens(work, True), work) for work in plan.decodes] + writes
         ids: list[int] = []
         for tokens, work in writes:
             for position, token in enumerate(tokens, work.start):
@@ -52,10 +53,11 @@ class SimulatedDevice:
             self._last_token[work.row] = ids[-1]
         return ids
 
-    def _tokens(self, work, index) -> list[int]:
-        if work.request.is_decoding and work.num_tokens == 1 and work.start >= work.request.prefill_tokens:
+    def _tokens(self, work: Work, is_decode: bool) -> list[int]:
+        if is_decode:
             return [self._last_token[work.row]]
         return work.request.ids(work.start, work.start + work.num_tokens)
 
     def _slot(self, blocks: list[int], position: int) -> int:
-        return blocks[position // self._block_tokens] * self._block_tokens + position % self._block_tokens
+        index, offset = divmod(position, self._block_tokens)
+        return blocks[index] * self._block_tokens + offset

@@ -106,10 +106,10 @@ def test_preemption_recomputes_and_changes_no_token(depth):
     scheduler = make(num_blocks=14, max_running=4, max_step_tokens=32)
     prompts = {f"r{n}": [n] * 7 for n in range(4)}
     for name, prompt in prompts.items():
-        scheduler.add(request(name, prompt, max_tokens=20))
+        scheduler.add(Request(name, prompt, Sampling(max_tokens=20)))
     tokens = run(scheduler, SimulatedDevice(BLOCK_TOKENS), depth)
     assert scheduler.num_preemptions > 0
-    assert tokens == {name: continuation(prompt, 20) for name, prompt in prompts.items()}
+    assert tokens == {name: continuation(prompt, 20, False) for name, prompt in prompts.items()}
 
 
 def test_a_prompt_is_admitted_only_if_it_fits_whole():

@@ -42,6 +42,8 @@ class Plan:
     """One token each, whose id the device drew itself."""
     prefills: list[Work] = field(default_factory=list[Work])
     """Prompts or pieces of prompts, whose ids are known on the host."""
+    admitted: list[Request] = field(default_factory=list[Request])
+    """Requests that got a row in this step: the device knows nothing of them yet."""
 
     def __iter__(self) -> Iterator[Work]:
         """The step's works in batch order: decodes first."""
@@ -189,6 +191,7 @@ class Scheduler:
                 break
             self._waiting.popleft()
             self._start(request, cached, needed)
+            plan.admitted.append(request)
             num_tokens = min(request.num_tokens - request.num_computed_tokens, budget_tokens)
             self._plan(plan, request, num_tokens)
             budget_tokens -= num_tokens

@@ -1,0 +1,210 @@
+"""From a plan to tensors on the device.
+
+What stays the same for a request lives in rows on the device: its block table, its last token, its
+prompt length. A step sends only what is new: which rows take part, where each starts, the ids of
+prompt pieces, and blocks just given out. Everything else (positions, slots, lengths) is computed
+there.
+The host never reads from the device here. Knows no model.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pagestream.kernels import batch_layout
+
+from ..models.inputs import ForwardInputs
+from .request import Request
+from .scheduler import Plan, Work
+
+NUM_STAGES = 2
+"""Host buffers in turn: one may still be travelling to the device while the next is filled."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """The host's numbers of a step: sizes of its tensors and bounds for its kernels."""
+
+    num_seqs: int
+    num_tokens: int
+    num_decodes: int
+    max_q_len: int
+    max_kv_len: int
+
+
+class Batch:
+    """Rows of all requests on the device, and the step that is about to run.
+
+    Row `max_running` is nobody's: padding sequences of a captured graph use it, and its block table
+    points at the padding block.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_running: int,
+        max_step_tokens: int,
+        max_model_tokens: int,
+        block_tokens: int,
+        device: torch.device,
+    ) -> None:
+        num_rows = max_running + 1
+        self._padding_row = max_running
+        self._block_tokens = block_tokens
+        self._device = device
+        max_blocks = -(-max_model_tokens // block_tokens)
+        self.num_rows = num_rows
+        self._block_table = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
+        self._last_token = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        self._prompt_lens = torch.ones(num_rows, dtype=torch.int32, device=device)
+        self._blocks_sent = [0] * num_rows
+
+        self._pinned = device.type == "cuda"
+        sizes = (max_running, max_running, max_running, max_running + 1, max_step_tokens)
+        self._ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
+        self._stages = [
+            torch.zeros(self._ends[-1], dtype=torch.int32, pin_memory=self._pinned)
+            for _ in range(NUM_STAGES)
+        ]
+        self._turn = 0
+        self._sent = torch.zeros(self._ends[-1], dtype=torch.int32, device=device)
+
+    def admit(self, requests: list[Request]) -> Tensor:
+        """Set up the rows of requests that just got theirs; returns the rows, `[requests]` int64."""
+        rows: list[int] = []
+        for request in requests:
+            assert request.row is not None, f"{request.request_id} was admitted without a row"
+            rows.append(request.row)
+            self._blocks_sent[request.row] = 0
+        index = self._to_device(rows)
+        prompt_lens = self._to_device([len(request.prompt_ids) for request in requests])
+        self._prompt_lens.index_copy_(0, index, prompt_lens.int())
+        return index
+
+    def stage(self, plan: Plan, pad_to: int = 0) -> StepShape:
+        """Send a plan's numbers to the device.
+
+        Args:
+            plan: the step; all decodes if it is to be padded.
+            pad_to: sequences of the step at least; decodes of nobody make up the difference.
+        """
+        self._send_blocks(plan)
+        works = list(plan)
+        padding = max(0, pad_to - len(works))
+        assert not (padding and plan.prefills), "only a step of decodes can be padded"
+        self._send(
+            rows=[work.row for work in works] + [self._padding_row] * padding,
+            starts=[work.start for work in works] + [0] * padding,
+            lengths=[work.num_tokens for work in works] + [1] * padding,
+            num_decodes=len(plan.decodes) + padding,
+            ids=[token_id for work in plan.prefills for token_id in _ids(work)],
+        )
+        return StepShape(
+            num_seqs=len(works) + padding,
+            num_tokens=sum(work.num_tokens for work in works) + padding,
+            num_decodes=len(plan.decodes) + padding,
+            max_q_len=max((work.num_tokens for work in plan.prefills), default=1),
+            max_kv_len=max((work.start + work.num_tokens for work in works), default=1),
+        )
+
+    def stage_prefill_of_nobody(self, num_tokens: int) -> StepShape:
+        """Send the largest prefill there can be, to warm up and to see how much memory it takes."""
+        longest = self._block_table.shape[1] * self._block_tokens
+        lengths = [longest] * (num_tokens // longest)
+        if rest := num_tokens % longest:
+            lengths.append(rest)
+        lengths = lengths[: self._padding_row]
+        rows = [self._padding_row] * len(lengths)
+        self._send(rows, [0] * len(rows), lengths, 0, [0] * sum(lengths))
+        return StepShape(len(rows), sum(lengths), 0, max(lengths), max(lengths))
+
+    def inputs(self, shape: StepShape) -> ForwardInputs:
+        """The staged step as the model takes it: device work only, so a graph can capture it."""
+        rows, starts, from_device, cu_q, ids = self._sections(self._sent)
+        seqs = shape.num_seqs
+        layout = batch_layout(
+            rows[:seqs],
+            starts[:seqs],
+            cu_q[: seqs + 1],
+            ids[: shape.num_tokens],
+            from_device[:seqs],
+            self._last_token,
+            self._block_table,
+            self._block_tokens,
+        )
+        return ForwardInputs(
+            input_ids=layout.input_ids,
+            positions=layout.positions,
+            slot_mapping=layout.slot_mapping,
+            rows=rows[:seqs],
+            cu_q=cu_q[: seqs + 1],
+            kv_lens=layout.kv_lens,
+            block_table=self._block_table,
+            prompt_lens=self._prompt_lens,
+            num_decodes=shape.num_decodes,
+            max_q_len=shape.max_q_len,
+            max_kv_len=shape.max_kv_len,
+        )
+
+    def keep_drawn(self, rows: Tensor, token_ids: Tensor) -> None:
+        """Remember the drawn ids as the next step's inputs, without the host."""
+        self._last_token.index_copy_(0, rows.long(), token_ids)
+
+    # ---- sending
+
+    def _send(
+        self,
+        rows: list[int],
+        starts: list[int],
+        lengths: list[int],
+        num_decodes: int,
+        ids: list[int],
+    ) -> None:
+        """Fill a host buffer and copy it over in one piece, behind the steps already launched."""
+        host = self._stages[self._turn]
+        self._turn = (self._turn + 1) % NUM_STAGES
+        seqs = len(rows)
+        row, start, from_device, cu_q, token = self._sections(host.numpy())
+        row[:seqs] = rows
+        start[:seqs] = starts
+        from_device[:num_decodes] = 1
+        from_device[num_decodes:seqs] = 0
+        cu_q[0] = 0
+        np.cumsum(lengths, out=cu_q[1 : seqs + 1])
+        # Decodes come first and each has one token, whose id the device has.
+        token[num_decodes : num_decodes + len(ids)] = ids
+        used = self._ends[-2] + num_decodes + len(ids)
+        self._sent[:used].copy_(host[:used], non_blocking=True)
+
+    def _send_blocks(self, plan: Plan) -> None:
+        """Bring the block tables up to date."""
+        places: list[int] = []
+        blocks: list[int] = []
+        row_size = self._block_table.shape[1]
+        for work in plan:
+            sent = self._blocks_sent[work.row]
+            new = work.request.blocks[sent:]
+            if new:
+                first = work.row * row_size + sent
+                places.extend(range(first, first + len(new)))
+                blocks.extend(new)
+                self._blocks_sent[work.row] = sent + len(new)
+        if places:
+            index, values = self._to_device(places), self._to_device(blocks)
+            self._block_table.view(-1).index_copy_(0, index, values.int())
+
+    def _to_device(self, numbers: list[int]) -> Tensor:
+        tensor = torch.tensor(numbers, dtype=torch.int64, pin_memory=self._pinned)
+        return tensor.to(self._device, non_blocking=True)
+
+    def _sections(self, buffer: Any) -> Any:
+        """The parts of a buffer: rows, starts, from_device, cu_q, ids."""
+        starts = [0, *self._ends[:-1]]
+        return [buffer[start:end] for start, end in zip(starts, self._ends, strict=True)]
+
+
+def _ids(work: Work) -> list[int]:
+    return work.request.ids(work.start, work.start + work.num_tokens)

@@ -1,0 +1,182 @@
+"""The engine: requests in, tokens out, one `step()` at a time.
+
+    schedule ─► launch ─► (the step before) commit
+
+On a GPU the next step is launched before the last one's tokens are read, so the device never waits for
+the host; on a CPU each step is committed at once. The loop is the same.
+Knows no Redis, no text and no processes.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from ..config import BLOCK_TOKENS, EngineConfig
+from ..errors import ConfigError
+from ..messages import Add, Output, Ready, Step
+from ..models import Model, load_model
+from .batch import Batch
+from .blocks import BlockPool
+from .memory import allocate_cache, block_bytes, blocks_that_fit
+from .request import Request
+from .runner import Launched, Runner
+from .sampler import MAX_SUPPRESSED_IDS, Sampler
+from .scheduler import Plan, Scheduler
+
+
+class Engine:
+    """Runs requests on one device. Not thread-safe: one thread adds, aborts and steps."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, model: Model, ready: Ready) -> None:
+        self.scheduler = scheduler
+        self._runner = runner
+        self._model = model
+        self._ready = ready
+        self._in_flight: deque[tuple[Plan, Launched]] = deque()
+        self._refused: list[Output] = []
+        self._steps = 0
+
+    def ready(self) -> Ready:
+        """What the engine can take."""
+        return self._ready
+
+    def add(self, add: Add) -> None:
+        """Queue a request. One that can never run ends with an error in the next step's outputs."""
+        if reason := self._refusal(add):
+            self._refused.append(Output(add.request_id, [], "error", message=reason))
+            return
+        salt = add.cache_salt + self._model.cache_salt(len(add.prompt_ids))
+        self.scheduler.add(
+            Request(add.request_id, add.prompt_ids, add.sampling, add.output_ids, salt)
+        )
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Forget requests and free their blocks; unknown ids are ignored (they may have ended)."""
+        for request_id in request_ids:
+            self.scheduler.abort(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        """True while a step would do something."""
+        return self.scheduler.has_work or bool(self._in_flight) or bool(self._refused)
+
+    def step(self) -> Step:
+        """Launch the next step, and return the tokens of the oldest one that is due."""
+        plan = self.scheduler.schedule()
+        if len(plan):
+            self._in_flight.append((plan, self._runner.launch(plan)))
+        outputs, self._refused = self._refused, []
+        if self._in_flight and (len(self._in_flight) > self._runner.max_in_flight or not len(plan)):
+            due, launched = self._in_flight.popleft()
+            outputs += self.scheduler.commit(due, launched.token_ids())
+        self._steps += 1
+        return Step(outputs, self.scheduler.load(self._steps))
+
+    def _refusal(self, add: Add) -> str | None:
+        """Why a request cannot run; intake has checked this, so it is a second line of defence."""
+        ready, sampling = self._ready, add.sampling
+        total_tokens = len(add.prompt_ids) + sampling.max_tokens
+        if not add.prompt_ids:
+            return "the prompt is empty"
+        if total_tokens > ready.max_model_tokens:
+            return f"{total_tokens} tokens are more than the context of {ready.max_model_tokens}"
+        if not 0 <= min(add.prompt_ids) <= max(add.prompt_ids) < ready.vocab_size:
+            return f"a token id is outside the vocabulary of {ready.vocab_size}"
+        if len(sampling.stop_token_ids) > MAX_SUPPRESSED_IDS:
+            return f"{len(sampling.stop_token_ids)} stop token ids; at most {MAX_SUPPRESSED_IDS}"
+        return None
+
+
+def build_engine(
+    config: EngineConfig, progress: Callable[[int, int], None] | None = None
+) -> Engine:
+    """Load the model, size and allocate the cache, and compile everything before the first job.
+
+    Args:
+        config: the settings.
+        progress: told (bytes loaded, bytes in all) while weights load.
+
+    Raises:
+        ConfigError: settings that do not fit the model or the machine.
+        ModelError: the model cannot be loaded.
+    """
+    device = pick_device(config.device)
+    model = load_model(config, device, progress)
+    spec = model.spec
+    max_model_tokens = _context(config, spec.context_tokens)
+    bytes_per_block = block_bytes(spec, BLOCK_TOKENS)
+    max_running = config.max_running
+    max_step_tokens = max(config.max_step_tokens, max_running)
+    sampler = Sampler(max_running + 1, device)
+
+    def batch_for(context_tokens: int) -> Batch:
+        return Batch(
+            max_running=max_running,
+            max_step_tokens=max_step_tokens,
+            max_model_tokens=context_tokens,
+            block_tokens=BLOCK_TOKENS,
+            device=device,
+        )
+
+    num_blocks = config.num_blocks
+    if num_blocks is None:
+        if device.type == "cuda":  # the largest step shows how much memory is left
+            trial = Runner(
+                model,
+                allocate_cache(spec, 2, BLOCK_TOKENS, device),
+                batch_for(max_model_tokens),
+                sampler,
+            )
+            trial.warm_up(max_step_tokens)
+            del trial
+        most_blocks = max_running * -(-max_model_tokens // BLOCK_TOKENS) + 1
+        num_blocks = blocks_that_fit(
+            bytes_per_block, most_blocks, device, config.gpu_memory_utilization
+        )
+    max_model_tokens = min(max_model_tokens, (num_blocks - 1) * BLOCK_TOKENS)
+    cache = allocate_cache(spec, num_blocks, BLOCK_TOKENS, device)
+    runner = Runner(model, cache, batch_for(max_model_tokens), sampler)
+    runner.warm_up(max_step_tokens if device.type == "cuda" else max_running)
+    if device.type == "cuda":
+        runner.capture_graphs(max_running, max_model_tokens)
+    scheduler = Scheduler(
+        BlockPool(num_blocks, BLOCK_TOKENS),
+        max_running=max_running,
+        max_step_tokens=max_step_tokens,
+        prefix_cache=config.prefix_cache,
+    )
+    ready = Ready(
+        max_model_tokens=max_model_tokens,
+        max_running=max_running,
+        num_blocks=num_blocks,
+        block_tokens=BLOCK_TOKENS,
+        vocab_size=spec.vocab_size,
+        device=str(device),
+        weight_bytes=model.weight_bytes,
+        kv_bytes=num_blocks * bytes_per_block,
+    )
+    return Engine(scheduler, runner, model, ready)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `auto` takes a GPU if there is one.
+
+    Raises:
+        ConfigError: `cuda` was asked for and torch sees none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise ConfigError("device=cuda, but torch sees no GPU here; use device=cpu or auto")
+    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+
+
+def _context(config: EngineConfig, model_tokens: int) -> int:
+    wanted = config.max_model_tokens
+    if wanted is None:
+        return model_tokens
+    if not 1 < wanted <= model_tokens:
+        raise ConfigError(
+            f"max_model_len={wanted} is not within 2 and the model's context of {model_tokens} tokens"
+        )
+    return wanted

@@ -1,0 +1,118 @@
+"""Runs plans on the device, in order.
+
+A launched step's tokens come back through `Launched.token_ids`. On a CPU they are there at once; on a
+GPU the host goes on while the device works, and steps of decodes alone replay a captured graph.
+Knows no requests beyond what a plan says of them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models import Model
+from ..models.inputs import LayerCache
+from .batch import Batch, StepShape
+from .graphs import DecodeGraphs
+from .sampler import Sampler
+from .scheduler import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step on its way; `token_ids` are one a work, in batch order."""
+
+    _host_ids: Tensor
+    _arrived: torch.cuda.Event | None
+    _num_works: int
+
+    def token_ids(self) -> list[int]:
+        """Wait for the step and return the ids it drew."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host_ids[: self._num_works].tolist()
+
+
+class Runner:
+    """The model, its KV cache, and the rows of the running requests."""
+
+    def __init__(
+        self,
+        model: Model,
+        cache: list[LayerCache],
+        batch: Batch,
+        sampler: Sampler,
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._batch = batch
+        self._sampler = sampler
+        self._graphs: DecodeGraphs | None = None
+        self._on_gpu = cache[0].k.device.type == "cuda"
+        # One more than can be in flight: a step's ids are read before its buffer is written again.
+        self._host_ids = [
+            torch.zeros(batch.num_rows, dtype=torch.int32, pin_memory=self._on_gpu)
+            for _ in range(self.max_in_flight + 1)
+        ]
+        self._turn = 0
+
+    @property
+    def max_in_flight(self) -> int:
+        """Steps that may be launched before the oldest one's tokens are read."""
+        return 1 if self._on_gpu else 0
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan) -> Launched:
+        """Start a step; the host does not wait for it."""
+        self._admit(plan)
+        graph_seqs = None
+        if self._graphs is not None and not plan.prefills:
+            graph_seqs = self._graphs.bucket(len(plan.decodes))
+        shape = self._batch.stage(plan, pad_to=graph_seqs or 0)
+        if self._graphs is not None and graph_seqs is not None:
+            token_ids = self._graphs.replay(shape)
+        else:
+            token_ids = self._step(shape)
+        return self._fetch(token_ids, len(plan))
+
+    @torch.inference_mode()
+    def warm_up(self, max_step_tokens: int) -> None:
+        """Run the largest prefill and a decode, so that every kernel is compiled before the first job."""
+        self._step(self._batch.stage_prefill_of_nobody(max_step_tokens))
+        self._step(self._batch.stage(Plan(), pad_to=1))
+
+    @torch.inference_mode()
+    def capture_graphs(self, max_running: int, max_model_tokens: int) -> None:
+        """Capture whole decode steps, model to sampler, for every batch bucket."""
+        self._graphs = DecodeGraphs(max_running, max_model_tokens)
+        for bucket in self._graphs.missing():
+            shape = self._batch.stage(Plan(), pad_to=bucket)
+            self._graphs.capture(shape, self._step)
+
+    def _step(self, shape: StepShape) -> Tensor:
+        """One step on the device: batch, model, head, draw. Returns ids `[seqs]` int32."""
+        inputs = self._batch.inputs(shape)
+        hidden = self._model.forward(inputs, self._cache)
+        if shape.num_tokens > shape.num_seqs:
+            hidden = hidden[inputs.cu_q[1:] - 1]
+        logits = self._model.logits(hidden)
+        token_ids = self._sampler.draw(logits, inputs.rows, inputs.kv_lens)
+        self._batch.keep_drawn(inputs.rows, token_ids)
+        return token_ids
+
+    def _admit(self, plan: Plan) -> None:
+        if plan.admitted:
+            rows = self._batch.admit(plan.admitted)
+            self._sampler.admit(
+                rows, [(request.sampling, len(request.prompt_ids)) for request in plan.admitted]
+            )
+
+    def _fetch(self, token_ids: Tensor, num_works: int) -> Launched:
+        """Start the ids' way to the host."""
+        host_ids = self._host_ids[self._turn]
+        self._turn = (self._turn + 1) % len(self._host_ids)
+        host_ids[:num_works].copy_(token_ids[:num_works], non_blocking=True)
+        arrived = torch.cuda.Event() if self._on_gpu else None
+        if arrived is not None:
+            arrived.record()
+        return Launched(host_ids, arrived, num_works)
