@@ -28,7 +28,7 @@ def continuation(prompt: list[int], max_tokens: int, ends: bool = True) -> list[
 
 
 class SimulatedDevice:
-    """Runs plans in order: writes each work's tokens into its slots, then reads the whole prefix."""
+    """Runs plans in order: writes each work's tokens to its slots, then reads the whole prefix."""
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens

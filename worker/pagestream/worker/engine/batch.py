@@ -73,7 +73,7 @@ class Batch:
         self._sent = torch.zeros(self._ends[-1], dtype=torch.int32, device=device)
 
     def admit(self, requests: list[Request]) -> Tensor:
-        """Set up the rows of requests that just got theirs; returns the rows, `[requests]` int64."""
+        """Set up the rows of requests that just got theirs: returned as `[requests]` int64."""
         rows: list[int] = []
         for request in requests:
             assert request.row is not None, f"{request.request_id} was admitted without a row"

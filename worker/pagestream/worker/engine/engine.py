@@ -2,8 +2,8 @@
 
     schedule ─► launch ─► (the step before) commit
 
-On a GPU the next step is launched before the last one's tokens are read, so the device never waits for
-the host; on a CPU each step is committed at once. The loop is the same.
+On a GPU the next step is launched before the last one's tokens are read, so the device never waits
+for the host; on a CPU each step is committed at once. The loop is the same.
 Knows no Redis, no text and no processes.
 """
 
@@ -103,58 +103,47 @@ def build_engine(
     """
     device = pick_device(config.device)
     model = load_model(config, device, progress)
-    spec = model.spec
-    max_model_tokens = _context(config, spec.context_tokens)
-    bytes_per_block = block_bytes(spec, BLOCK_TOKENS)
-    max_running = config.max_running
-    max_step_tokens = max(config.max_step_tokens, max_running)
-    sampler = Sampler(max_running + 1, device)
+    context_tokens = _context(config, model.spec.context_tokens)
+    max_step_tokens = max(config.max_step_tokens, config.max_running)
+    batch = Batch(
+        max_running=config.max_running,
+        max_step_tokens=max_step_tokens,
+        max_model_tokens=context_tokens,
+        block_tokens=BLOCK_TOKENS,
+        device=device,
+    )
+    sampler = Sampler(batch.num_rows, device)
 
-    def batch_for(context_tokens: int) -> Batch:
-        return Batch(
-            max_running=max_running,
-            max_step_tokens=max_step_tokens,
-            max_model_tokens=context_tokens,
-            block_tokens=BLOCK_TOKENS,
-            device=device,
-        )
+    def runner_with(num_blocks: int) -> Runner:
+        cache = allocate_cache(model.spec, num_blocks, device)
+        return Runner(model, cache, batch, sampler)
 
     num_blocks = config.num_blocks
     if num_blocks is None:
-        if device.type == "cuda":  # the largest step shows how much memory is left
-            trial = Runner(
-                model,
-                allocate_cache(spec, 2, BLOCK_TOKENS, device),
-                batch_for(max_model_tokens),
-                sampler,
-            )
-            trial.warm_up(max_step_tokens)
-            del trial
-        most_blocks = max_running * -(-max_model_tokens // BLOCK_TOKENS) + 1
-        num_blocks = blocks_that_fit(
-            bytes_per_block, most_blocks, device, config.gpu_memory_utilization
-        )
-    max_model_tokens = min(max_model_tokens, (num_blocks - 1) * BLOCK_TOKENS)
-    cache = allocate_cache(spec, num_blocks, BLOCK_TOKENS, device)
-    runner = Runner(model, cache, batch_for(max_model_tokens), sampler)
-    runner.warm_up(max_step_tokens if device.type == "cuda" else max_running)
+        if device.type == "cuda":
+            runner_with(2).warm_up(max_step_tokens)  # the largest step shows what memory is left
+        most_blocks = config.max_running * -(-context_tokens // BLOCK_TOKENS) + 1
+        num_blocks = blocks_that_fit(model.spec, most_blocks, device, config.gpu_memory_utilization)
+    max_model_tokens = min(context_tokens, (num_blocks - 1) * BLOCK_TOKENS)
+    runner = runner_with(num_blocks)
     if device.type == "cuda":
-        runner.capture_graphs(max_running, max_model_tokens)
+        runner.warm_up(max_step_tokens)
+        runner.capture_graphs(config.max_running, max_model_tokens)
     scheduler = Scheduler(
         BlockPool(num_blocks, BLOCK_TOKENS),
-        max_running=max_running,
+        max_running=config.max_running,
         max_step_tokens=max_step_tokens,
         prefix_cache=config.prefix_cache,
     )
     ready = Ready(
         max_model_tokens=max_model_tokens,
-        max_running=max_running,
+        max_running=config.max_running,
         num_blocks=num_blocks,
         block_tokens=BLOCK_TOKENS,
-        vocab_size=spec.vocab_size,
+        vocab_size=model.spec.vocab_size,
         device=str(device),
         weight_bytes=model.weight_bytes,
-        kv_bytes=num_blocks * bytes_per_block,
+        kv_bytes=num_blocks * block_bytes(model.spec),
     )
     return Engine(scheduler, runner, model, ready)
 
@@ -177,6 +166,6 @@ def _context(config: EngineConfig, model_tokens: int) -> int:
         return model_tokens
     if not 1 < wanted <= model_tokens:
         raise ConfigError(
-            f"max_model_len={wanted} is not within 2 and the model's context of {model_tokens} tokens"
+            f"max_model_len={wanted} is outside 2 to {model_tokens}, the context of this model"
         )
     return wanted

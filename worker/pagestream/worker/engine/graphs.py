@@ -1,7 +1,7 @@
 """CUDA graphs of whole decode steps: batch layout, model, head and sampler in one replay.
 
-A graph is captured for a number of sequences (steps are padded up to the next one) and a bound on the
-context (attention's grid depends on it). Graphs share one memory pool, largest first.
+A graph is captured for a number of sequences (steps are padded up to the next one) and a bound on
+the context (attention's grid depends on it). Graphs share one memory pool, largest first.
 Knows no plans: a step is a function of its shape.
 """
 
@@ -18,7 +18,7 @@ SHORT_CONTEXT_TOKENS = 4096
 
 
 def decode_buckets(max_running: int) -> list[int]:
-    """Numbers of sequences to capture: 1, 2, 4, then by 8 to 256, by 16 beyond; the last is the most.
+    """Numbers of sequences to capture: 1, 2, 4, by 8 to 256, by 16 beyond, ending in the most.
 
     Padding costs at most 7 rows where a row is dear, and 15 where it is not.
     """

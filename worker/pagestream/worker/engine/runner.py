@@ -1,7 +1,7 @@
 """Runs plans on the device, in order.
 
-A launched step's tokens come back through `Launched.token_ids`. On a CPU they are there at once; on a
-GPU the host goes on while the device works, and steps of decodes alone replay a captured graph.
+A launched step's tokens come back through `Launched.token_ids`. On a CPU they are there at once; on
+a GPU the host goes on while the device works, and steps of decodes alone replay a captured graph.
 Knows no requests beyond what a plan says of them.
 """
 
@@ -77,7 +77,7 @@ class Runner:
 
     @torch.inference_mode()
     def warm_up(self, max_step_tokens: int) -> None:
-        """Run the largest prefill and a decode, so that every kernel is compiled before the first job."""
+        """Run the largest prefill and a decode: every kernel is compiled before the first job."""
         self._step(self._batch.stage_prefill_of_nobody(max_step_tokens))
         self._step(self._batch.stage(Plan(), pad_to=1))
 

@@ -13,8 +13,8 @@ class ForwardInputs:
     """One step's tokens, decode sequences first.
 
     The first `num_decodes` sequences have one token each and take the decode kernel; the others are
-    prompts, or pieces of prompts, and take the prefill kernel. A sequence's kind is its phase, never its
-    length: a prompt's one-token tail is still a prefill, so that its bits do not depend on the chunking.
+    prompts, or pieces of prompts, and take the prefill kernel. A sequence's kind is its phase, not
+    its length: a prompt's one-token tail is still a prefill, so its bits do not depend on chunking.
     """
 
     input_ids: Tensor  # [tokens] int32
