@@ -33,7 +33,9 @@ class Pair:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
     yield _pair(request.param, tmp_path_factory.mktemp("model"))
 
 
@@ -66,12 +68,17 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
     return (ours - theirs).abs().max().item()
 
 
-def test_prompts_and_decodes_of_mixed_batches(pair: Pair, record_property: Callable[[str, object], None]) -> None:
+def test_prompts_and_decodes_of_mixed_batches(
+    pair: Pair, record_property: Callable[[str, object], None]
+) -> None:
     prompts, draw = _prompts(), random.Random(1)
     forced = {row: draw.choices(range(VOCAB), k=12) for row in prompts}
     run = PagedRun(pair.ours, len(prompts), MAX_TOKENS)
     late = max(prompts)  # its prompt arrives in pieces while the others decode already
-    seen = {row: [logits] for row, logits in run.prefill({r: p for r, p in prompts.items() if r != late}).items()}
+    seen = {
+        row: [logits]
+        for row, logits in run.prefill({r: p for r, p in prompts.items() if r != late}).items()
+    }
     seen[late] = []
     run.start(late, len(prompts[late]))
     for step in range(12):
@@ -82,7 +89,8 @@ def test_prompts_and_decodes_of_mixed_batches(pair: Pair, record_property: Calla
     for token in forced[late]:
         seen[late].append(run.step({late: token})[late])
     worst = max(
-        _difference(torch.cat(seen[row]), _their_logits(pair.theirs, prompts[row], forced[row])) for row in prompts
+        _difference(torch.cat(seen[row]), _their_logits(pair.theirs, prompts[row], forced[row]))
+        for row in prompts
     )
     record_property("max_logit_difference", worst)
     assert worst < TOLERANCE
@@ -96,7 +104,9 @@ def test_prefill_in_pieces_equals_prefill_at_once(pair: Pair) -> None:
     for row, prompt in prompts.items():
         run.start(row, len(prompt))
     for start in range(0, max(PROMPT_TOKENS), 19):  # the last piece of 57 + 1 tokens is one token
-        step = {row: prompt[start : start + 19] for row, prompt in prompts.items() if prompt[start:]}
+        step = {
+            row: prompt[start : start + 19] for row, prompt in prompts.items() if prompt[start:]
+        }
         for row, logits in run.step(prefills=step).items():
             pieces[row].append(logits)
     assert max(_difference(torch.cat(pieces[row]), whole[row]) for row in prompts) < 2e-5

@@ -44,7 +44,9 @@ def load_model(
         dtype = torch.float32 if device.type == "cpu" else None
     directory = resolve(config.model, config.revision, weights=config.load_format == "auto")
     spec = read_spec(directory, dtype)
-    model = Decoder(spec, make_rope(spec, config.max_model_tokens or spec.context_tokens, device), device)
+    model = Decoder(
+        spec, make_rope(spec, config.max_model_tokens or spec.context_tokens, device), device
+    )
     if config.load_format == "dummy":
         dummy_weights(model, progress)
     else:

@@ -91,7 +91,12 @@ class Layer:
         self.mlp = Mlp(spec, device)
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, cos_sin: Tensor, attend: "Attend", cache: LayerCache
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        cos_sin: Tensor,
+        attend: "Attend",
+        cache: LayerCache,
     ) -> tuple[Tensor, Tensor]:
         """Shapes: x, residual [tokens, hidden] -> (x, residual); their sum is the layer's output."""
         x, residual = rms_norm(x, self.attention_norm, self.norm_eps, residual)
@@ -118,8 +123,12 @@ class Attention:
         width, dtype = spec.q_size + 2 * spec.kv_size, spec.dtype
         self.qkv = Linear(spec.hidden, width, bias=spec.qkv_bias, dtype=dtype, device=device)
         self.out = Linear(spec.q_size, spec.hidden, bias=spec.o_bias, dtype=dtype, device=device)
-        self.q_norm = torch.empty(spec.head_dim, dtype=dtype, device=device) if spec.qk_norm else None
-        self.k_norm = torch.empty(spec.head_dim, dtype=dtype, device=device) if spec.qk_norm else None
+        self.q_norm = (
+            torch.empty(spec.head_dim, dtype=dtype, device=device) if spec.qk_norm else None
+        )
+        self.k_norm = (
+            torch.empty(spec.head_dim, dtype=dtype, device=device) if spec.qk_norm else None
+        )
 
     def __call__(self, x: Tensor, cos_sin: Tensor, attend: "Attend", cache: LayerCache) -> Tensor:
         """Shapes: x [tokens, hidden] -> [tokens, hidden]."""
@@ -191,7 +200,9 @@ class Mlp:
 
     def __init__(self, spec: ModelSpec, device: torch.device) -> None:
         bias, dtype = spec.mlp_bias, spec.dtype
-        self.gate_up = Linear(spec.hidden, 2 * spec.intermediate, bias=bias, dtype=dtype, device=device)
+        self.gate_up = Linear(
+            spec.hidden, 2 * spec.intermediate, bias=bias, dtype=dtype, device=device
+        )
         self.down = Linear(spec.intermediate, spec.hidden, bias=bias, dtype=dtype, device=device)
 
     def __call__(self, x: Tensor) -> Tensor:

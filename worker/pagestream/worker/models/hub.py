@@ -97,7 +97,9 @@ def generation_defaults(directory: Path) -> GenerationDefaults:
     try:
         return msgspec.convert(values, GenerationDefaults)
     except msgspec.ValidationError as error:
-        raise BadCheckpoint(f"{directory}: the generation defaults {values} are not usable: {error}") from error
+        raise BadCheckpoint(
+            f"{directory}: the generation defaults {values} are not usable: {error}"
+        ) from error
 
 
 def _download(model: str, revision: str | None, weights: bool) -> str:
@@ -163,5 +165,7 @@ def _token_ids(value: object, path: Path) -> list[int]:
     ids = [] if value is None else value if isinstance(value, list) else [value]
     for token_id in ids:
         if not isinstance(token_id, int) or isinstance(token_id, bool):
-            raise BadCheckpoint(f"{path}: eos_token_id is {value!r}, not a token id or a list of them")
+            raise BadCheckpoint(
+                f"{path}: eos_token_id is {value!r}, not a token id or a list of them"
+            )
     return ids

@@ -57,7 +57,9 @@ class StaticRope:
             inv_freq, scaling = _default_inv_freq(spec, device), 1.0
         else:
             config = _rope_config(spec)
-            inv_freq, scaling = ROPE_INIT_FUNCTIONS[spec.rope_parameters["rope_type"]](config, device)
+            inv_freq, scaling = ROPE_INIT_FUNCTIONS[spec.rope_parameters["rope_type"]](
+                config, device
+            )
         angles = torch.arange(max_tokens, device=device).float()[:, None] * inv_freq
         self._table = torch.cat((angles.cos(), angles.sin()), dim=-1).mul_(scaling)
 
@@ -93,7 +95,9 @@ class DynamicRope:
 
     def cos_sin(self, positions: Tensor, rope_lens: Tensor | None = None) -> Tensor:
         """See `Rope`; `rope_lens` is needed."""
-        assert rope_lens is not None, "a dynamic rope needs the prompt length of each token's request"
+        assert rope_lens is not None, (
+            "a dynamic rope needs the prompt length of each token's request"
+        )
         lengths = torch.maximum(rope_lens, positions + 1)
         excess = (lengths - self._trained_tokens).clamp_(0, len(self._inv_freq) - 1)
         angles = positions.float()[:, None] * self._inv_freq.index_select(0, excess)

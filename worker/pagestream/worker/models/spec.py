@@ -91,16 +91,22 @@ def read_spec(directory: Path, dtype: torch.dtype | None = None) -> ModelSpec:
         BadCheckpoint: the file is not a usable model configuration.
     """
     try:
-        model_type = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
+        model_type = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(
+            "model_type"
+        )
     except (OSError, ValueError, AttributeError) as error:
         raise BadCheckpoint(f"{directory}/config.json cannot be read: {error}") from error
     if model_type not in _FAMILIES:
         # Before transformers sees it: it may not know the type, or want remote code for it.
-        raise UnsupportedModel(f"{directory}: model_type {model_type!r} is not supported; {_supported()}")
+        raise UnsupportedModel(
+            f"{directory}: model_type {model_type!r} is not supported; {_supported()}"
+        )
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # transformers raises its validators' many kinds
-        raise BadCheckpoint(f"{directory}/config.json is not a valid {model_type} config: {error}") from error
+        raise BadCheckpoint(
+            f"{directory}/config.json is not a valid {model_type} config: {error}"
+        ) from error
     return spec_from_config(config, dtype)
 
 
@@ -145,7 +151,9 @@ def _check_supported(config: PreTrainedConfig) -> None:
         raise UnsupportedModel(f"model_type {model_type!r} is not supported; {_supported()}")
     architectures = config.architectures or []
     if architectures and _FAMILIES[model_type].architecture not in architectures:
-        raise UnsupportedModel(f"the architecture {', '.join(architectures)} is not supported; {_supported()}")
+        raise UnsupportedModel(
+            f"the architecture {', '.join(architectures)} is not supported; {_supported()}"
+        )
     if getattr(config, "quantization_config", None) is not None:
         method = dict(config.quantization_config).get("quant_method", "unknown")
         raise UnsupportedModel(
@@ -170,7 +178,9 @@ def _check_rope(rope: Mapping[str, Any]) -> None:
             "layers is"
         )
     if rope_type not in ROPE_TYPES:
-        raise UnsupportedModel(f"rope_type {rope_type!r} is not supported; {', '.join(ROPE_TYPES)} are")
+        raise UnsupportedModel(
+            f"rope_type {rope_type!r} is not supported; {', '.join(ROPE_TYPES)} are"
+        )
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModel(
             f"partial_rotary_factor {rope['partial_rotary_factor']} is not supported; only 1.0 is"
@@ -188,7 +198,9 @@ def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
         )
     if config.model_type == "mistral":
         if layer_types:
-            raise UnsupportedModel("layer_types in a mistral config are not supported; one sliding_window for all is")
+            raise UnsupportedModel(
+                "layer_types in a mistral config are not supported; one sliding_window for all is"
+            )
         return (window,) * config.num_hidden_layers
     if layer_types is None:
         return (None,) * config.num_hidden_layers

@@ -58,8 +58,8 @@ def load_weights(model: Decoder, directory: Path, progress: Progress | None = No
 def dummy_weights(model: Decoder, progress: Progress | None = None) -> None:
     """Fill every parameter of `model` with random numbers, made on its device; always the same ones.
 
-    Norm weights are 1, everything else is N(0, 0.02) as checkpoints are initialised, so that
-    activations stay finite in any dtype.
+    As checkpoints are initialised: matrices N(0, 0.02), norm weights 1, biases 0, so that activations
+    stay finite in any dtype.
     """
     device = model.embed.device
     generator = torch.Generator(device).manual_seed(0)
@@ -68,10 +68,10 @@ def dummy_weights(model: Decoder, progress: Progress | None = None) -> None:
     norms = {id(norm) for norm in _norms(model)}
     total_bytes, done_bytes, offset = model.weight_bytes, 0, 0
     for parameter in model.parameters():
-        if id(parameter) in norms:
-            parameter.fill_(1.0)
-        else:
+        if parameter.dim() == 2:
             offset = _fill_from(noise, parameter, offset)
+        else:
+            parameter.fill_(1.0 if id(parameter) in norms else 0.0)
         done_bytes += parameter.nbytes
         if progress is not None:
             progress(done_bytes, total_bytes)
@@ -95,7 +95,9 @@ def _layer_targets(layer: Layer, model: Decoder) -> Iterator[tuple[str, Tensor]]
     qkv = {"q_proj": spec.q_size, "k_proj": spec.kv_size, "v_proj": spec.kv_size}
     yield from _parts(attention.qkv, "self_attn", qkv)
     yield from _parts(attention.out, "self_attn", {"o_proj": spec.hidden})
-    yield from _parts(mlp.gate_up, "mlp", {"gate_proj": spec.intermediate, "up_proj": spec.intermediate})
+    yield from _parts(
+        mlp.gate_up, "mlp", {"gate_proj": spec.intermediate, "up_proj": spec.intermediate}
+    )
     yield from _parts(mlp.down, "mlp", {"down_proj": spec.hidden})
     if attention.q_norm is not None and attention.k_norm is not None:
         yield "self_attn.q_norm.weight", attention.q_norm
@@ -117,7 +119,9 @@ def _weight_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadCheckpoint(f"{index} is not a weight index: {error!r}") from error
     else:
@@ -154,7 +158,11 @@ def _check_tensors(files: list[Path], targets: dict[str, Tensor], model: Decoder
     missing = [name for name in targets if name not in found]
     problems = [
         f"{what} {_listed(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape:", wrong))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape:", wrong),
+        )
         if names
     ]
     if problems:
@@ -174,7 +182,9 @@ def _open(file: Path, device: torch.device) -> Any:
     try:
         return safe_open(file, framework="pt", device=str(device))
     except (SafetensorError, OSError) as error:
-        raise BadCheckpoint(f"{file} is damaged or not safetensors ({error}); download it again") from error
+        raise BadCheckpoint(
+            f"{file} is damaged or not safetensors ({error}); download it again"
+        ) from error
 
 
 def _listed(names: list[str]) -> str:
