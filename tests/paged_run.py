@@ -1,7 +1,7 @@
 """Drives a model as the engine would, without the engine: flat batches over a paged cache.
 
-Blocks are handed out shuffled and never in order, and unused cache slots hold large numbers, so that
-reading a wrong or unwritten slot shows in the logits.
+Blocks are handed out shuffled and never in order, and unused cache slots hold large numbers, so
+that reading a wrong or unwritten slot shows in the logits.
 """
 
 import random
@@ -41,7 +41,7 @@ class PagedRun:
         self.prompt_lens[row] = prompt_tokens
 
     def inputs(self, decodes: dict[int, int], prefills: dict[int, list[int]]) -> ForwardInputs:
-        """The step's batch: one token for each row of `decodes`, the next ones for each of `prefills`."""
+        """The step's batch: one token for each row of `decodes`, several for each of `prefills`."""
         pieces = {row: [token] for row, token in decodes.items()} | prefills
         positions, slots, cu_q = [], [], [0]
         for row, ids in pieces.items():

@@ -1,8 +1,8 @@
 """Tiny random checkpoints of every supported family, made by transformers itself.
 
 `make_checkpoint("qwen3", path)` saves one as a user would have it: config, safetensors, generation
-config. Weights are larger than an initialiser's, so that attention is not near uniform and a mistake in
-the rope, the window or a norm moves the logits far beyond the tolerance of a test.
+config. Weights are larger than an initialiser's, so that attention is not near uniform and a
+mistake in the rope, the window or a norm moves the logits far beyond the tolerance of a test.
 """
 
 from pathlib import Path
@@ -39,8 +39,8 @@ _ROPE_YARN = {
     "original_max_position_embeddings": 32,
 }
 
-# name -> (model_type, what differs from _SHAPE). Trained lengths and windows are 24 to 32 tokens, so that
-# prompts of 50 and more exceed them.
+# name -> (model_type, what differs from _SHAPE). Trained lengths and windows are 24 to 32 tokens,
+# so that prompts of 50 and more exceed them.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-mha": ("llama", {"num_key_value_heads": 4}),
@@ -118,9 +118,7 @@ def _randomise(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.uniform_(0.5, 1.5)
-        elif name.endswith(".bias"):
-            parameter.normal_(0.0, 0.3)
-        elif "embed_tokens" in name:
+        elif name.endswith(".bias") or "embed_tokens" in name:
             parameter.normal_(0.0, 0.3)
         else:
             parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5)

@@ -1,4 +1,4 @@
-"""Finding a model's files: directories, a hub that answers as the real one does, and its refusals."""
+"""Finding a model's files: directories, a hub that answers as the real one, and its refusals."""
 
 import json
 import os
@@ -141,8 +141,10 @@ def test_refusals_of_the_hub_name_the_fix(hub_url: str, tmp_path: Path) -> None:
         ],
         HF_ENDPOINT=hub_url,
     )
-    assert "'owner/unknown'" in unknown and "HF_TOKEN" in unknown
-    assert "'owner/gated'" in gated and "accept its licence" in gated
+    assert "'owner/unknown'" in unknown
+    assert "HF_TOKEN" in unknown
+    assert "'owner/gated'" in gated
+    assert "accept its licence" in gated
     assert "no revision 'no-such-branch'" in revision
     assert "'not a name' is neither a directory" in name
 

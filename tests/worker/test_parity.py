@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +33,8 @@ class Pair:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def pair(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pair]:
-    yield _pair(request.param, tmp_path_factory.mktemp("model"))
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return _pair(request.param, tmp_path_factory.mktemp("model"))
 
 
 def _pair(family: str, path: Path) -> Pair:

@@ -1,4 +1,4 @@
-"""Angles against transformers' own rotary embeddings, and what dynamic scaling does to each token."""
+"""Angles against transformers' own rotary embeddings; what dynamic scaling does to each token."""
 
 import dataclasses
 from typing import Any

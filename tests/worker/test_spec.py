@@ -37,7 +37,7 @@ def test_shape_and_switches_of_each_family() -> None:
     assert (llama.layers, llama.hidden, llama.intermediate) == (4, 64, 96)
     assert (llama.heads, llama.kv_heads, llama.head_dim) == (4, 2, 16)
     assert (llama.q_size, llama.kv_size) == (64, 32)
-    assert not (llama.qkv_bias or llama.o_bias or llama.mlp_bias or llama.qk_norm)
+    assert (llama.qkv_bias, llama.o_bias, llama.mlp_bias, llama.qk_norm) == (False,) * 4
     qwen2 = _spec("qwen2", num_key_value_heads=4)
     assert (qwen2.qkv_bias, qwen2.o_bias, qwen2.qk_norm) == (True, False, False)
     qwen3 = _spec("qwen3", head_dim=32, num_key_value_heads=1)
@@ -46,7 +46,8 @@ def test_shape_and_switches_of_each_family() -> None:
 
 def test_switches_of_the_config() -> None:
     biased = _spec("llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
-    assert biased.qkv_bias and biased.o_bias and biased.mlp_bias and biased.tied_embeddings
+    switches = (biased.qkv_bias, biased.o_bias, biased.mlp_bias, biased.tied_embeddings)
+    assert switches == (True,) * 4
     assert biased.kv_heads == biased.heads, "without num_key_value_heads every head has its own"
     assert _spec("qwen3", num_key_value_heads=4, attention_bias=True).o_bias
     assert _spec("llama", head_dim=24).q_size == 96

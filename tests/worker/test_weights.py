@@ -70,7 +70,7 @@ def test_the_dtype_is_the_one_asked_for(tmp_path: Path) -> None:
 
 
 def _edit(path: Path, **changes: torch.Tensor | None) -> None:
-    """Set (or with None, drop) tensors of the checkpoint; dots of their names are written as two underscores."""
+    """Set (or with None, drop) tensors of the checkpoint; `__` in a name stands for a dot."""
     file = path / "model.safetensors"
     tensors: dict[str, torch.Tensor | None] = {**load_file(file)}
     tensors.update({name.replace("__", "."): tensor for name, tensor in changes.items()})

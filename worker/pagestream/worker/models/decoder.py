@@ -1,10 +1,11 @@
 """The decoder: one transformer for every supported family, read top-down.
 
-A step is one flat batch of tokens of many sequences (`ForwardInputs`); keys and values live in a paged
-cache that the caller owns. Nothing here waits for the device, so a whole pass can be captured in a
-CUDA graph. This module knows no requests, no files and no sampling.
+A step is one flat batch of tokens of many sequences (`ForwardInputs`); keys and values live in a
+paged cache that the caller owns. Nothing here waits for the device, so a whole pass can be captured
+in a CUDA graph. This module knows no requests, no files and no sampling.
 
-Source: Vaswani et al. 2017, in the form of Llama (arXiv 2302.13971); the families' switches are `ModelSpec`'s.
+Source: Vaswani et al. 2017 (arXiv 1706.03762), in the form of Llama (arXiv 2302.13971); what
+differs between families is in `ModelSpec`.
 """
 
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ class Decoder:
 
 
 class Layer:
-    """x + attention(norm(x)), then that + mlp(norm(that)); each norm adds what came before it."""
+    """y = x + attention(norm(x)); y + mlp(norm(y)). The norms do the adding."""
 
     def __init__(self, spec: ModelSpec, window: int | None, device: torch.device) -> None:
         self.norm_eps = spec.norm_eps
@@ -98,7 +99,7 @@ class Layer:
         attend: "Attend",
         cache: LayerCache,
     ) -> tuple[Tensor, Tensor]:
-        """Shapes: x, residual [tokens, hidden] -> (x, residual); their sum is the layer's output."""
+        """Shapes: x, residual [tokens, hidden] -> (x, residual), whose sum is the output."""
         x, residual = rms_norm(x, self.attention_norm, self.norm_eps, residual)
         x = self.attention(x, cos_sin, attend, cache)
         x, residual = rms_norm(x, self.mlp_norm, self.norm_eps, residual)
@@ -116,7 +117,7 @@ class Layer:
 
 
 class Attention:
-    """Grouped-query attention over the paged cache; queries, keys and values come of one projection."""
+    """Grouped-query attention over the paged cache; one projection gives queries, keys, values."""
 
     def __init__(self, spec: ModelSpec, window: int | None, device: torch.device) -> None:
         self.heads, self.window, self.norm_eps = spec.heads, window, spec.norm_eps

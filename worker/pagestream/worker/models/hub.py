@@ -1,7 +1,8 @@
 """Finds a model's files, and reads what they say about generation.
 
-A model is a local directory or a hub id; the hub's cache, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE`
-work as usual. This module loads no torch, so that the queue process can use it; it knows no weights.
+A model is a local directory or a hub id; the hub's cache, `HF_TOKEN`, `HF_HOME` and
+`HF_HUB_OFFLINE` work as usual. This module loads no torch, so that the queue process can use it,
+and knows no weights.
 """
 
 import json
@@ -58,14 +59,15 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
     if local.is_dir():
         if revision is not None:
             raise ModelNotFound(
-                f"revision={revision!r} was given, but {model!r} is a local directory; leave the revision out"
+                f"revision={revision!r} was given, but {model!r} is a local directory; "
+                "leave the revision out"
             )
         _require_config(local, model)
         return local
     if local.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelNotFound(
-            f"there is no directory {model!r}; give an existing directory with a config.json, or a hub id "
-            "such as 'Qwen/Qwen3-0.6B'"
+            f"there is no directory {model!r}; give an existing directory with a config.json, or a "
+            "hub id such as 'Qwen/Qwen3-0.6B'"
         )
     directory = Path(_download(model, revision, weights))
     _require_config(directory, model)
@@ -117,8 +119,8 @@ def _download(model: str, revision: str | None, weights: bool) -> str:
         ) from error
     except GatedRepoError as error:
         raise ModelNotFound(
-            f"the hub refuses access to {at}: accept its licence on the model's page and set HF_TOKEN to a "
-            "token of that account"
+            f"the hub refuses access to {at}: accept its licence on the model's page and set "
+            "HF_TOKEN to a token of that account"
         ) from error
     except RevisionNotFoundError as error:
         raise ModelNotFound(
@@ -126,13 +128,14 @@ def _download(model: str, revision: str | None, weights: bool) -> str:
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelNotFound(
-            f"the hub has no model {model!r} that this token may see; check the spelling, and set HF_TOKEN "
-            "if it is private"
+            f"the hub has no model {model!r} that this token may see; check the spelling, and set "
+            "HF_TOKEN if it is private"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelNotFound(
             f"{at} is not in the local cache and the hub cannot be reached (HF_HUB_OFFLINE="
-            f"{os.environ.get('HF_HUB_OFFLINE', 'unset')}); connect once to download it, or give a local directory"
+            f"{os.environ.get('HF_HUB_OFFLINE', 'unset')}); connect once to download it, or give a "
+            "local directory"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise ModelNotFound(
@@ -143,7 +146,8 @@ def _download(model: str, revision: str | None, weights: bool) -> str:
 def _require_config(directory: Path, model: str) -> None:
     if not (directory / "config.json").is_file():
         raise ModelNotFound(
-            f"{model!r} has no config.json in {directory}; give a directory saved by save_pretrained()"
+            f"{model!r} has no config.json in {directory}; give a directory saved by "
+            "save_pretrained()"
         )
 
 

@@ -2,8 +2,9 @@
 
 Frequencies come from transformers' own functions, so a scaled checkpoint means here what it means
 there. Static ropes are one table lookup. Dynamic NTK changes its frequencies with the length of the
-sequence; here each token carries the length it would have when its request ran alone, so neither the
-batch nor the chunking nor a resume changes it. This module knows no attention and no cache.
+sequence; here each token is rotated for the length it would have when its request ran alone, so
+neither the batch nor the chunking nor a resume changes it. This module knows no attention and no
+cache.
 
 Source: RoFormer (arXiv 2104.09864); the scalings are transformers.modeling_rope_utils.
 """
@@ -27,8 +28,8 @@ class Rope(Protocol):
     def cos_sin(self, positions: Tensor, rope_lens: Tensor | None = None) -> Tensor:
         """Return cosines, then sines, scaled as the rope says. No host sync; can be captured.
 
-        Shapes: positions [tokens] integer, absolute; rope_lens [tokens] integer, the prompt length of
-        each token's request -> [tokens, head_dim] fp32.
+        Shapes: positions [tokens] integer, absolute; rope_lens [tokens] integer, the prompt length
+        of each token's request -> [tokens, head_dim] fp32.
         """
         ...
 
@@ -77,8 +78,8 @@ class DynamicRope:
 
     A model that generates one request alone rotates its whole prompt for the prompt's length, and
     each later token for the length it brings the sequence to. So a token's effective length is
-    max(prompt, position + 1), whatever else is in the batch. Keys of a prompt longer than the trained
-    length therefore depend on that prompt's length: `cache_salt` keeps such prefixes apart.
+    max(prompt, position + 1), whatever else is in the batch. Keys of a prompt longer than the
+    trained length therefore depend on that prompt's length: `cache_salt` keeps such prefixes apart.
     """
 
     by_prompt = True

@@ -1,8 +1,8 @@
 """What a decoder is made of, read once from a transformers config.
 
 One `ModelSpec` describes every supported family, so the decoder asks for features ("has qk-norm"),
-never for names. What a config asks for beyond that is refused here, by name, before anything is loaded.
-This module knows no weights and no devices.
+never for names. What a config asks for beyond that is refused here, by name, before anything is
+loaded. This module knows no weights and no devices.
 """
 
 import json
@@ -53,7 +53,7 @@ class ModelSpec:
     context_tokens: int
     """Prompt and output together that the model is meant for, its rope scaling included."""
     windows: tuple[int | None, ...]
-    """For each layer, how many of the last tokens attention sees (the query's own included); None: all."""
+    """For each layer, how many last tokens attention sees (the query's own included); None: all."""
     norm_eps: float
     qkv_bias: bool
     o_bias: bool
@@ -84,7 +84,8 @@ def read_spec(directory: Path, dtype: torch.dtype | None = None) -> ModelSpec:
 
     Args:
         directory: holds a `config.json`.
-        dtype: of the weights and activations; None takes the checkpoint's (float32 where it names none).
+        dtype: of the weights and activations; None takes the checkpoint's (float32 where it
+            names none).
 
     Raises:
         UnsupportedModel: the architecture, or a feature the config switches on, is not implemented.
@@ -157,15 +158,15 @@ def _check_supported(config: PreTrainedConfig) -> None:
     if getattr(config, "quantization_config", None) is not None:
         method = dict(config.quantization_config).get("quant_method", "unknown")
         raise UnsupportedModel(
-            f"quantised weights (quant_method {method!r}) are not supported; use the float16, bfloat16 or "
-            "float32 checkpoint"
+            f"quantised weights (quant_method {method!r}) are not supported; use the float16, "
+            "bfloat16 or float32 checkpoint"
         )
     if config.hidden_act != "silu":
         raise UnsupportedModel(f"hidden_act {config.hidden_act!r} is not supported; only 'silu' is")
     if config.num_attention_heads % config.num_key_value_heads:
         raise UnsupportedModel(
-            f"num_attention_heads {config.num_attention_heads} is not a multiple of num_key_value_heads "
-            f"{config.num_key_value_heads}"
+            f"num_attention_heads {config.num_attention_heads} is not a multiple of "
+            f"num_key_value_heads {config.num_key_value_heads}"
         )
     _check_rope(config.rope_parameters or {})
 
@@ -174,8 +175,8 @@ def _check_rope(rope: Mapping[str, Any]) -> None:
     rope_type = rope.get("rope_type")
     if rope_type is None:
         raise UnsupportedModel(
-            f"rope parameters by layer type ({', '.join(rope) or 'none'}) are not supported; one set for all "
-            "layers is"
+            f"rope parameters by layer type ({', '.join(rope) or 'none'}) are not supported; "
+            "one set for all layers is"
         )
     if rope_type not in ROPE_TYPES:
         raise UnsupportedModel(
@@ -194,7 +195,8 @@ def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
     unknown = set(layer_types or ()) - {"full_attention", "sliding_attention"}
     if unknown:
         raise UnsupportedModel(
-            f"layer_types {', '.join(sorted(unknown))} are not supported; full_attention and sliding_attention are"
+            f"layer_types {', '.join(sorted(unknown))} are not supported; full_attention and "
+            "sliding_attention are"
         )
     if config.model_type == "mistral":
         if layer_types:
@@ -206,13 +208,14 @@ def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
         return (None,) * config.num_hidden_layers
     if len(layer_types) != config.num_hidden_layers:
         raise UnsupportedModel(
-            f"layer_types names {len(layer_types)} layers, num_hidden_layers is {config.num_hidden_layers}"
+            f"layer_types names {len(layer_types)} layers, num_hidden_layers is "
+            f"{config.num_hidden_layers}"
         )
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
 
 
 def _context_tokens(rope: Mapping[str, Any], trained_tokens: int) -> int:
-    """How far the rope reaches: linear and dynamic scale `max_position_embeddings`, others include it."""
+    """How far the rope reaches; linear and dynamic go beyond `max_position_embeddings`."""
     factor = float(rope.get("factor") or 1.0)
     match rope["rope_type"]:
         case "linear" | "dynamic":

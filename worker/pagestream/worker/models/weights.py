@@ -1,9 +1,9 @@
 """Fills a decoder's parameters: from safetensors, or with random numbers.
 
-A checkpoint is streamed tensor by tensor into the (fused) parameters where they lie, so loading needs
-the model's own memory and one tensor more. The names are those transformers saves; a tensor that is
-missing, unexpected or of the wrong shape is an error that names it, found before anything is read.
-This module knows no hub and no kernels.
+A checkpoint is streamed tensor by tensor into the (fused) parameters where they lie, so loading
+needs the model's own memory and one tensor more. The names are those transformers saves; a tensor
+that is missing, unexpected or of the wrong shape is an error that names it, found before anything
+is read. This module knows no hub and no kernels.
 """
 
 import json
@@ -31,8 +31,8 @@ def load_weights(model: Decoder, directory: Path, progress: Progress | None = No
     """Fill every parameter of `model` from the safetensors files in `directory`, cast to its dtype.
 
     Raises:
-        BadCheckpoint: there are no safetensors, a file is missing or damaged, or the tensors are not
-            exactly those the model needs.
+        BadCheckpoint: there are no safetensors, a file is missing or damaged, or the tensors are
+            not exactly those the model needs.
     """
     files = _weight_files(directory)
     targets = checkpoint_targets(model)
@@ -42,7 +42,8 @@ def load_weights(model: Decoder, directory: Path, progress: Progress | None = No
     for file in files:
         start_bytes = done_bytes
         with _open(file, model.embed.device) as tensors:
-            for name in tensors.keys():
+            names = tensors.keys()
+            for name in names:
                 if name not in targets:
                     continue  # _check_tensors let it through: the model has no use for it
                 tensor = tensors.get_tensor(name)
@@ -56,10 +57,10 @@ def load_weights(model: Decoder, directory: Path, progress: Progress | None = No
 
 
 def dummy_weights(model: Decoder, progress: Progress | None = None) -> None:
-    """Fill every parameter of `model` with random numbers, made on its device; always the same ones.
+    """Fill every parameter of `model` with random numbers made on its device; always the same.
 
-    As checkpoints are initialised: matrices N(0, 0.02), norm weights 1, biases 0, so that activations
-    stay finite in any dtype.
+    As checkpoints are initialised: matrices N(0, 0.02), norm weights 1, biases 0, so that
+    activations stay finite in any dtype.
     """
     device = model.embed.device
     generator = torch.Generator(device).manual_seed(0)
@@ -78,7 +79,7 @@ def dummy_weights(model: Decoder, progress: Progress | None = None) -> None:
 
 
 def checkpoint_targets(model: Decoder) -> dict[str, Tensor]:
-    """Where each tensor of a checkpoint goes: its name, and the parameter or the part of a fused one."""
+    """Where each tensor of a checkpoint goes: by name, the parameter or the part of a fused one."""
     targets = {"model.embed_tokens.weight": model.embed, "model.norm.weight": model.norm}
     if not model.spec.tied_embeddings:
         targets["lm_head.weight"] = model.head
@@ -134,19 +135,20 @@ def _weight_files(directory: Path) -> list[Path]:
     )
     hint = f"; {_listed(others)} would have to be converted to safetensors first" if others else ""
     raise BadCheckpoint(
-        f"{directory} lacks {_listed(missing)}{hint}; download the model again, or start with random weights "
-        "(load_format=dummy)"
+        f"{directory} lacks {_listed(missing)}{hint}; download the model again, or start with "
+        "random weights (load_format=dummy)"
     )
 
 
 def _check_tensors(files: list[Path], targets: dict[str, Tensor], model: Decoder) -> None:
-    """Compare names and shapes of all files with what the model needs, reading only their headers."""
+    """Compare all names and shapes with what the model needs, reading only the files' headers."""
     found: set[str] = set()
     unexpected: list[str] = []
     wrong: list[str] = []
     for file in files:
         with _open(file, torch.device("cpu")) as tensors:
-            for name in tensors.keys():
+            names = tensors.keys()
+            for name in names:
                 if name not in targets:
                     if not _is_ignorable(name, model):
                         unexpected.append(name)
@@ -167,7 +169,8 @@ def _check_tensors(files: list[Path], targets: dict[str, Tensor], model: Decoder
     ]
     if problems:
         raise BadCheckpoint(
-            f"{files[0].parent}: the weights do not fit config.json ({model.spec.family}): {'; '.join(problems)}"
+            f"{files[0].parent}: the weights do not fit config.json ({model.spec.family}): "
+            + "; ".join(problems)
         )
 
 
