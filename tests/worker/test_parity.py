@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from pagestream.worker.config import EngineConfig
 from pagestream.worker.models import load_model
-from pagestream.worker.models.decoder import Decoder
+from pagestream.worker.models.decoder import Model
 
 TOLERANCE = 1e-4
 VOCAB = 128
@@ -28,7 +28,7 @@ PROMPT_TOKENS = (57, 1, 32, 17, 90)
 class Pair:
     """Our model and transformers', from the same files."""
 
-    ours: Decoder
+    ours: Model
     theirs: PreTrainedModel
 
 

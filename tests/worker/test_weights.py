@@ -12,18 +12,18 @@ from tiny_models import FAMILIES, make_checkpoint
 
 from pagestream.worker.config import EngineConfig
 from pagestream.worker.models import load_model
-from pagestream.worker.models.decoder import Decoder
+from pagestream.worker.models.decoder import Model
 from pagestream.worker.models.errors import BadCheckpoint
 from pagestream.worker.models.weights import checkpoint_targets
 
 CPU = torch.device("cpu")
 
 
-def _load(path: Path, **settings: str) -> Decoder:
+def _load(path: Path, **settings: str) -> Model:
     return load_model(EngineConfig(model=str(path), **settings), CPU)  # pyright: ignore[reportArgumentType]
 
 
-def _same(first: Decoder, second: Decoder) -> bool:
+def _same(first: Model, second: Model) -> bool:
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
 
