@@ -177,3 +177,11 @@ def test_dummy_weights_look_like_an_initialiser(tmp_path: Path) -> None:
     assert not torch.equal(first, second)
     assert torch.linalg.matrix_rank(model.embed) == 256
     assert torch.equal(model.norm, torch.ones(256))
+
+
+def test_positions_reach_the_end_of_the_last_block(tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path)
+    model = load_model(EngineConfig(model=str(tmp_path), max_model_tokens=50), CPU)
+    assert model.rope.cos_sin(torch.tensor([63])).isfinite().all()
+    with pytest.raises(IndexError):
+        model.rope.cos_sin(torch.tensor([64]))
