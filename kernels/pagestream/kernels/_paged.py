@@ -3,30 +3,51 @@
 The module knows the cache's layout, [blocks, block_size, kv_heads, head_dim], and nothing of attention.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from ._triton import tl, triton
 
 
-def gather_kv(
-    k_cache: Tensor, v_cache: Tensor, blocks: Tensor, positions: Tensor, kv_lens: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return K and V of some positions of some sequences.
+def cache_slots(blocks: Tensor, positions: Tensor, kv_lens: Tensor, block_size: int) -> Tensor:
+    """Return the slot of each position: block * block_size + offset.
 
-    Shapes: blocks [seqs, max_blocks], positions [seqs, width], kv_lens [seqs] -> two transposed views
-    [seqs, kv_heads, width, head_dim]. Where a position is at kv_len or later the last token's K and V
-    stand in, so that what the unwritten tail of a block holds (an earlier owner's NaN) is never read.
+    Shapes: blocks [seqs, max_blocks], positions [seqs, width], kv_lens [seqs, 1] -> [seqs, width] int64.
+    A position at kv_len or later gets the last token's slot, so that what the unwritten tail of a block
+    holds (an earlier owner's NaN, say) is never read.
     """
-    block_size, kv_heads, head_dim = k_cache.shape[1:]
-    positions = torch.minimum(positions, kv_lens[:, None] - 1).long()
-    slots = blocks.long().gather(1, positions // block_size) * block_size + positions % block_size
+    positions = torch.minimum(positions, kv_lens - 1)
+    block = blocks.gather(1, (positions // block_size).long())
+    return block.long() * block_size + positions % block_size
 
-    def gather(cache: Tensor) -> Tensor:
-        flat = cache.view(-1, kv_heads * head_dim).index_select(0, slots.view(-1))
-        return flat.view(*slots.shape, kv_heads, head_dim).transpose(1, 2)
 
-    return gather(k_cache), gather(v_cache)
+def gather(cache: Tensor, slots: Tensor) -> Tensor:
+    """Return what the cache holds at slots [seqs, width], as a view [seqs, kv_heads, width, head_dim]."""
+    kv_heads, head_dim = cache.shape[2:]
+    flat = cache.view(-1, kv_heads * head_dim).index_select(0, slots.view(-1))
+    return flat.view(*slots.shape, kv_heads, head_dim).transpose(1, 2)
+
+
+with warnings.catch_warnings():
+    # torch says once a process that CSR tensors are in beta; let it say so here, unheard.
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], torch.zeros(0), (1, 1), check_invariants=False)
+
+
+def sampled_product(
+    x: Tensor, y: Tensor, begins: Tensor, columns: Tensor, scale: float
+) -> Tensor:
+    """Return scale * x @ y.T at some columns of each row.
+
+    Shapes: x [n, head_dim], y [m, head_dim], begins [n + 1] int32 (row i has columns begins[i] to
+    begins[i + 1]), columns [nonzeros] int32 -> [nonzeros]; fp32.
+    """
+    pattern = torch.sparse_csr_tensor(
+        begins, columns, torch.zeros(len(columns)), (len(x), len(y)), check_invariants=False
+    )
+    return torch.sparse.sampled_addmm(pattern, x, y.t(), beta=0, alpha=scale).values()
 
 
 def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._paged import cache_offsets, check_cache, gather_kv
+from ._paged import cache_offsets, cache_slots, check_cache, sampled_product
 from ._triton import LOG2E, runs_kernel, tl, triton
 
 _TILE = 64
@@ -27,8 +27,6 @@ _MIN_SPLIT_TOKENS = 1024
 _MAX_SPLITS = 16
 _FEW_PROGRAMS = 264
 """Two for each of an H200's 132 SMs: below that, latency counts and not occupancy."""
-_GATHERED_TOKENS = 16384
-"""Tokens whose K and V the reference gathers at once."""
 
 
 def decode_attention_reference(
@@ -45,36 +43,47 @@ def decode_attention_reference(
 ) -> Tensor:
     """`decode_attention` in plain torch; also what serves on the CPU.
 
-    Each sequence is padded to a width that follows from its own length, and sequences of one width go
-    together: a sequence's bits depend on itself alone.
+    A (sequence, head) is a row of a sparse matrix whose columns are the cache's rows it attends to: scores
+    and sums read K and V in place. Each sequence is padded to a width that follows from its own length,
+    and its sums know no other row: a sequence's bits depend on itself alone.
     """
     out = torch.empty_like(q) if out is None else out
-    seqs, kv_heads = len(rows), k_cache.shape[2]
+    seqs, (heads, head_dim), kv_heads = len(rows), q.shape[1:], k_cache.shape[2]
     out[:seqs] = 0
+    k, v = k_cache.view(-1, head_dim), v_cache.view(-1, head_dim)
+    kv_head = torch.arange(heads, dtype=torch.int32)[:, None] // (heads // kv_heads)
     spans = kv_lens if window is None else kv_lens.clamp(max=window)
     widths = [_padded(span) for span in spans.tolist()]
     for width in sorted(set(widths) - {0}):
         members = torch.tensor([i for i in range(seqs) if widths[i] == width])
-        for group in members.split(max(_GATHERED_TOKENS // width, 1)):
-            lens, blocks = kv_lens[group], block_table[rows[group].long()]
-            positions = (lens - spans[group])[:, None] + torch.arange(width, dtype=torch.int32)
-            k, v = gather_kv(k_cache, v_cache, blocks, positions, lens)
-            bias = torch.zeros(positions.shape, dtype=q.dtype)
-            bias.masked_fill_(positions >= lens[:, None], float("-inf"))
-            packed = q[group].unflatten(1, (kv_heads, -1))  # the group as the query axis
-            attended = F.scaled_dot_product_attention(
-                packed, k, v, attn_mask=bias[:, None, None], scale=scale
-            )
-            out[group] = attended.flatten(1, 2)
+        lens, blocks = kv_lens[members, None], block_table[rows[members].long()]
+        positions = lens - spans[members, None] + torch.arange(width, dtype=torch.int32)
+        slots = cache_slots(blocks, positions, lens, k_cache.shape[1])
+        attended = (slots.int()[:, None] * kv_heads + kv_head).view(-1)  # [seqs * heads * width]
+        missing = (positions >= lens)[:, None]
+        out[members] = _attend_rows(q[members].flatten(0, 1), k, v, attended, missing, scale)
     return out
 
 
+def _attend_rows(
+    q: Tensor, k: Tensor, v: Tensor, attended: Tensor, missing: Tensor, scale: float
+) -> Tensor:
+    """Attend q [seqs * heads, head_dim] to `width` rows each of k and v [cache rows, head_dim]."""
+    seqs, _, width = missing.shape
+    if k.dtype != torch.float32:  # the sparse product is fp32's: widen what is read
+        k, v = (cache.index_select(0, attended).float() for cache in (k, v))
+        attended = torch.arange(len(attended), dtype=torch.int32)
+    begins = torch.arange(0, len(attended) + 1, width, dtype=torch.int32)
+    scores = sampled_product(q.float(), k, begins, attended, scale).view(seqs, -1, width)
+    weights = scores.masked_fill_(missing, float("-inf")).softmax(-1).view(-1)
+    summed = F.embedding_bag(attended, v, begins[:-1], mode="sum", per_sample_weights=weights)
+    return summed.view(seqs, -1, q.shape[1]).to(q.dtype)
+
+
 def _padded(span: int) -> int:
-    """Round a context up to 2^n or 3 * 2^n tokens, 64 at least: few widths, a third wasted at most."""
-    if span <= 64:
-        return 64 if span else 0
-    power = 1 << (span - 1).bit_length()
-    return power * 3 // 4 if span <= power * 3 // 4 else power
+    """Round a context up to a multiple of 64 tokens, and of an eighth of its size: few widths, little waste."""
+    step = max(64, (1 << span.bit_length()) // 8)
+    return -(-span // step) * step
 
 
 def decode_attention(

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._paged import cache_offsets, check_cache, gather_kv
+from ._paged import cache_offsets, cache_slots, check_cache, gather
 from ._triton import LOG2E, runs_kernel, tl, triton
 
 _TILE = 64
@@ -48,8 +48,10 @@ def prefill_attention_reference(
             continue
         start = kv_len - (q_end - q_begin)
         keys = torch.arange(kv_len + -kv_len % _TILE)
-        length = torch.tensor([kv_len])
-        k, v = gather_kv(k_cache, v_cache, block_table[row, None], keys[None], length)
+        slots = cache_slots(
+            block_table[row, None], keys[None], torch.tensor([[kv_len]]), k_cache.shape[1]
+        )
+        k, v = gather(k_cache, slots), gather(v_cache, slots)
         for begin in range(start // _TILE * _TILE, kv_len, _TILE):
             low, high = max(begin, start), min(begin + _TILE, kv_len)
             here = slice(q_begin + low - start, q_begin + high - start)
@@ -138,7 +140,7 @@ def prefill_attention(
             BLOCK_SIZE=k_cache.shape[1],
             WINDOW=window,
             TILE=_TILE,
-            num_warps=4,
+            num_warps=8,  # 4 spill registers at head_dim 128
             num_stages=2 if wide else 3,
         )
     return out

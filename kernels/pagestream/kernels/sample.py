@@ -22,8 +22,8 @@ from ._triton import LOG2E, runs_kernel, tl, triton
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: fp32 could not tell the quotients apart."""
 _BLOCK = 4096
-_SORTED_FIRST = 128
-"""Tokens the reference sorts at first: nearly every nucleus is smaller."""
+_SORTED = (64, 512)
+"""Tokens the reference sorts before it sorts them all: most nuclei are smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,8 @@ def sample_reference(
     low = _lowest_kept(logits, temperature, table.top_k[rows], table.top_p[rows], table.min_p[rows])
     scores = logits * (1.0 / temperature)[:, None]
     scores += _gumbel(table.seed[rows], positions[drawn], logits.shape[1])
-    scores.masked_fill_(logits < low[:, None], float("-inf"))
+    if (low > float("-inf")).any():
+        scores.masked_fill_(logits < low[:, None], float("-inf"))
     ids[drawn] = scores.argmax(-1).int()
     return ids
 
@@ -74,21 +75,23 @@ def _lowest_kept(
     low = logits.amax(-1) + temperature * min_p.log()
     limit = torch.where(top_k < vocab, top_k, 0).long()
     todo = ((limit > 0) | (top_p < 1)).nonzero().view(-1)
-    for depth in (min(_SORTED_FIRST, vocab), vocab):
+    for depth in (*(d for d in _SORTED if d < vocab), vocab):
         if not len(todo):
             break
         x, k, p = logits[todo], limit[todo], top_p[todo]
         best, order = x.topk(depth, dim=-1)
         kth = best.gather(1, (k - 1).clamp(0, depth - 1)[:, None])[:, 0]
         kth.masked_fill_(k == 0, float("-inf"))
-        shares = (x / temperature[todo, None]).masked_fill_(x < kth[:, None], float("-inf"))
-        mass = shares.softmax(-1).gather(1, order).cumsum(-1)
-        # The nucleus ends with the token that brings the mass to p.
-        inside = (mass < p[:, None]).sum(-1)
-        last = best.gather(1, inside.clamp(max=depth - 1)[:, None])[:, 0]
-        bound = torch.where(p < 1, torch.maximum(last, kth), kth)
-        known = (k <= depth) & ((p >= 1) | (inside < depth)) | (depth == vocab)
-        low[todo[known]] = torch.maximum(low[todo[known]], bound[known])
+        known = (k <= depth) | (depth == vocab)
+        if (p < 1).any():
+            shares = (x / temperature[todo, None]).masked_fill_(x < kth[:, None], float("-inf"))
+            mass = shares.softmax(-1).gather(1, order).cumsum(-1)
+            # The nucleus ends with the token that brings the mass to p.
+            inside = (mass < p[:, None]).sum(-1).masked_fill_(p >= 1, 0)
+            last = best.gather(1, inside.clamp(max=depth - 1)[:, None])[:, 0]
+            kth = torch.where(p < 1, torch.maximum(last, kth), kth)
+            known &= (inside < depth) | (depth == vocab)
+        low[todo[known]] = torch.maximum(low[todo[known]], kth[known])
         todo = todo[~known]  # once more, with everything sorted
     return low
 
@@ -112,10 +115,8 @@ def _gumbel(seed: Tensor, position: Tensor, vocab: int) -> Tensor:
     h = torch.arange(vocab, dtype=torch.int32) * -0x61C8864F + first[:, None]
     h = _mix_reference(h ^ second[:, None])
     # Uniform in (0, 1), finest near 0, where the largest draws come from.
-    u = h.float()
-    u += torch.where(h < 0, 4294967296.5, 0.5)
-    u = (u * 2.0**-32).clamp_(max=1 - 2.0**-24)
-    return torch.log1p(u.neg_()).neg_().log_().neg_()
+    u = ((h >> 1) & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
+    return u.neg_().log1p_().neg_().log_().neg_()
 
 
 def sample(logits: Tensor, rows: Tensor, positions: Tensor, table: SamplingTable) -> Tensor:
@@ -170,8 +171,8 @@ def _mix(h):
 @triton.jit
 def _gumbel_of(ids, first, second):
     """Gumbel noise of token ids; the same bits of u as the reference, and its log1p to 3e-6."""
-    h = _mix((ids.to(tl.uint32) * 0x9E3779B1 + first) ^ second).to(tl.int32, bitcast=True)
-    u = (h.to(tl.float32) + tl.where(h < 0, 4294967296.5, 0.5)) * 2.3283064365386963e-10
+    h = _mix((ids.to(tl.uint32) * 0x9E3779B1 + first) ^ second) >> 1
+    u = (h.to(tl.int32).to(tl.float32) + 0.5) * 4.656612873077393e-10
     u = tl.minimum(u, 1 - 5.960464477539063e-08)
     waiting = tl.where(u < 0.01, u * (1.0 + u * (0.5 + u * 0.33333333)), -tl.log(1.0 - u))
     return -tl.log(waiting)
