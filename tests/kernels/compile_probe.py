@@ -103,7 +103,14 @@ def resources(kernel: Any) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".ptx") as ptx:
         ptx.write(kernel.asm["ptx"].encode())
         ptx.flush()
-        command = [triton.knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", ptx.name, "-o", "/dev/null"]
+        command = [
+            triton.knobs.nvidia.ptxas.path,
+            "-v",
+            "-arch=sm_90a",
+            ptx.name,
+            "-o",
+            "/dev/null",
+        ]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill", said)]
     registers = re.search(r"Used (\d+) registers", said)

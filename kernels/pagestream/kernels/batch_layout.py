@@ -61,7 +61,7 @@ def batch_layout(
     """Lay out the tokens of a step: sequence i has tokens cu_q[i] to cu_q[i + 1], the first at starts[i].
 
     Shapes: rows [seqs] int32, starts [seqs] int32 (tokens computed before this step), cu_q [seqs + 1]
-    int32 beginning at 0, host_ids [tokens] int32, from_device [seqs] bool (the sequence's one token is
+    int32 beginning at 0, host_ids [tokens] int32, from_device [seqs] bool or int32 (the sequence's one token is
     last_token[row], whatever host_ids says), last_token [rows] int32, block_table [rows, max_blocks]
     int32. Tokens past cu_q[-1] are padding: id 0, position 0, slot 0.
     """
@@ -84,7 +84,7 @@ def batch_layout(
         starts,
         cu_q,
         host_ids,
-        from_device.view(torch.uint8),
+        from_device,
         last_token,
         block_table,
         block_table.stride(0),

@@ -1,0 +1,163 @@
+"""The whole engine against transformers' `generate()`, token for token, for every family."""
+
+import random
+
+import pytest
+import torch
+from tiny_models import FAMILIES, make_checkpoint
+
+from pagestream.worker.config import EngineConfig
+from pagestream.worker.engine.engine import Engine, build_engine
+from pagestream.worker.messages import Add, Sampling
+
+MARGIN = 1e-3
+"""Greedy choices closer than this could differ by rounding alone; such prompts prove nothing."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def engine_for(path, **settings) -> Engine:
+    defaults = {"device": "cpu", "max_running": 8, "max_step_tokens": 64, "num_blocks": 96}
+    return build_engine(EngineConfig(model=str(path), **(defaults | settings)))
+
+
+def run(engine: Engine, adds: list[Add]) -> dict[str, list[int]]:
+    tokens = {add.request_id: [] for add in adds}
+    for add in adds:
+        engine.add(add)
+    while engine.has_work:
+        for output in engine.step().outputs:
+            assert output.finish != "error", output.message
+            tokens[output.request_id] += output.token_ids
+        engine.scheduler.check()
+    return tokens
+
+
+def expected(model, prompt: list[int], max_tokens: int) -> list[int]:
+    """Greedy tokens by transformers, cut before the first choice too close to call."""
+    with torch.inference_mode():
+        # transformers' dynamic rope keeps the longest length it has seen until it sees a short one.
+        model(torch.tensor([[3]]))
+        result = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    ids = result.sequences[0, len(prompt) :].tolist()
+    for index, logits in enumerate(result.logits):
+        top = logits[0].float().topk(2).values
+        if top[0] - top[1] < MARGIN:
+            return ids[:index]
+    return ids
+
+
+def greedy(name: str, prompt: list[int], max_tokens: int) -> Add:
+    return Add(request_id=name, prompt_ids=prompt, sampling=Sampling(max_tokens=max_tokens))
+
+
+def ragged_prompts(lengths, vocab=128, seed=0) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(3, vocab) for _ in range(length)] for length in lengths]
+
+
+def assert_greedy(engine: Engine, prompts: list[list[int]], wanted: list[list[int]], count: int):
+    adds = [greedy(f"r{n}", prompt, count) for n, prompt in enumerate(prompts)]
+    tokens = run(engine, adds)
+    for index, want in enumerate(wanted):
+        assert tokens[f"r{index}"][: len(want)] == want, f"request {index} differs"
+    assert sum(map(len, wanted)) > 0.5 * count * len(prompts), "too few choices were clear"
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_greedy_tokens_equal_transformers(family, tmp_path):
+    """Ragged prompts together, beyond window and trained length: in chunks, then from the cache."""
+    model = make_checkpoint(family, tmp_path)
+    prompts = ragged_prompts([1, 7, 40, 55, 70, 16])
+    wanted = [expected(model, prompt, 10) for prompt in prompts]
+    engine = engine_for(tmp_path, max_step_tokens=24)
+    assert_greedy(engine, prompts, wanted, 10)
+    assert engine.scheduler.num_chunked_prefills > 0
+    hits_before = engine.scheduler.num_prefix_hit_tokens
+    assert_greedy(engine, prompts, wanted, 10)
+    assert engine.scheduler.num_prefix_hit_tokens > hits_before
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_preemption_changes_no_greedy_token(family, tmp_path):
+    model = make_checkpoint(family, tmp_path)
+    prompts = ragged_prompts([1, 7, 40])
+    wanted = [expected(model, prompt, 40) for prompt in prompts]
+    engine = engine_for(tmp_path, num_blocks=9)
+    assert_greedy(engine, prompts, wanted, 40)
+    assert engine.scheduler.num_preemptions > 0
+
+
+def test_a_seeded_request_draws_the_same_alone_and_among_64(tmp_path):
+    make_checkpoint("llama", tmp_path)
+    prompts = ragged_prompts([(7 * n) % 50 + 1 for n in range(64)])
+    adds = [
+        Add(
+            request_id=f"r{n}",
+            prompt_ids=prompt,
+            sampling=Sampling(temperature=0.9, top_p=0.95, top_k=40, seed=n, max_tokens=24),
+        )
+        for n, prompt in enumerate(prompts)
+    ]
+    together = run(engine_for(tmp_path, max_running=64, num_blocks=512), adds)
+    alone = engine_for(tmp_path, max_running=64, num_blocks=512, prefix_cache=False)
+    for add in adds[::8]:
+        assert run(alone, [add])[add.request_id] == together[add.request_id]
+    assert len({tuple(tokens) for tokens in together.values()}) == 64
+
+
+def test_a_resumed_request_continues_as_if_it_had_never_stopped(tmp_path):
+    make_checkpoint("qwen3", tmp_path)
+    (prompt,) = ragged_prompts([30])
+    sampling = Sampling(temperature=1.0, seed=7, max_tokens=20)
+    engine = engine_for(tmp_path)
+    whole = run(engine, [Add(request_id="whole", prompt_ids=prompt, sampling=sampling)])["whole"]
+    rest = Add(request_id="rest", prompt_ids=prompt, sampling=sampling, output_ids=whole[:9])
+    assert run(engine, [rest])["rest"] == whole[9:]
+
+
+def test_stop_tokens_and_min_tokens(tmp_path):
+    model = make_checkpoint("llama", tmp_path)
+    (prompt,) = ragged_prompts([12])
+    ids = expected(model, prompt, 12)
+    end = ids[2]
+    engine = engine_for(tmp_path)
+
+    def draw(**sampling) -> list[int]:
+        add = Add(request_id="r", prompt_ids=prompt, sampling=Sampling(max_tokens=12, **sampling))
+        return run(engine, [add])["r"]
+
+    assert draw(stop_token_ids=(end,)) == ids[: ids.index(end) + 1]
+    held = draw(stop_token_ids=(end,), min_tokens=8)
+    assert end not in held[:7]
+    assert len(held) >= 8
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "reason"),
+    [([], 4, "empty"), ([5] * 250, 10, "260 tokens"), ([128], 4, "vocabulary")],
+)
+def test_what_can_never_run_ends_with_a_sentence(prompt, max_tokens, reason, tmp_path):
+    make_checkpoint("llama", tmp_path)
+    engine = engine_for(tmp_path)
+    engine.add(greedy("bad", prompt, max_tokens))
+    engine.add(greedy("good", [5, 6, 7], 4))
+    outputs = [output for _ in range(6) for output in engine.step().outputs]
+    bad = [output for output in outputs if output.request_id == "bad"]
+    assert [(output.finish, output.token_ids) for output in bad] == [("error", [])]
+    assert reason in bad[0].message
+    assert sum(len(o.token_ids) for o in outputs if o.request_id == "good") == 4
