@@ -33,6 +33,18 @@ class Pieces(Protocol):
         ...
 
 
+class NoPieces:
+    """For a model without a tokenizer: ids have no text."""
+
+    def push(self, token_id: int) -> str:
+        """Take the next id; it has no text."""
+        return ""
+
+    def flush(self) -> str:
+        """Return nothing."""
+        return ""
+
+
 def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeDecodeError), "registered for decoding only"
     return REPLACEMENT * (error.end - error.start), error.end
