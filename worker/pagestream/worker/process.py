@@ -22,6 +22,8 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from pagestream.producer.errors import PagestreamError
+
 from .messages import Abort, Add, Drain, Fatal, FromEngine, Load, Output, Ready, Step, ToEngine
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,10 @@ OUTBOX_STEPS = 64
 """Steps the engine may be ahead of a parent that does not read."""
 
 EXIT_FATAL = 70
-"""Exit status of an engine process that reported `Fatal`."""
+"""Exit status of an engine process that failed: its `Fatal` holds the traceback."""
+
+EXIT_CONFIG = 78
+"""Exit status of one that was asked for what cannot work: its `Fatal` says what, in a sentence."""
 
 _LENGTH = struct.Struct(">I")
 _READ_BYTES = 1 << 18
@@ -203,6 +208,9 @@ def _child(end: socket.socket, build: Callable[[], EngineLike], parent_pid: int)
     try:
         _serve(build(), incoming, outbox)
         status = 0
+    except PagestreamError as error:
+        outbox.put(Fatal(str(error)))
+        status = EXIT_CONFIG
     except BaseException:
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)  # noqa: T201 (the log of a process that is ending)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
-from transformers import AutoTokenizer
 
 from pagestream.producer.errors import InvalidRequest
 
@@ -53,6 +52,9 @@ class Tokenizer:
         directory = Path(directory)
         if not any((directory / name).exists() for name in TOKENIZER_FILES):
             return None
+        # Takes seconds and brings torch: imported once the engine process is on its way.
+        from transformers import AutoTokenizer
+
         try:
             pretrained = AutoTokenizer.from_pretrained(str(directory))
             backend = pretrained.backend_tokenizer
