@@ -112,6 +112,31 @@ def test_preemption_recomputes_and_changes_no_token(depth):
     assert tokens == {name: continuation(prompt, 20, False) for name, prompt in prompts.items()}
 
 
+def test_a_preempted_request_can_be_aborted():
+    scheduler = make(num_blocks=9, max_running=2, max_step_tokens=32)
+    device = SimulatedDevice(BLOCK_TOKENS)
+    for name in "ab":
+        scheduler.add(Request(name, [1] * 11, Sampling(max_tokens=16), cache_salt=name))
+    while not scheduler.num_preemptions:
+        plan = scheduler.schedule()
+        scheduler.commit(plan, device.run(plan))
+    assert scheduler.load(0).waiting == 1
+    assert scheduler.abort("b")
+    scheduler.check()
+    assert scheduler.load(0).waiting == 0
+
+
+def test_nothing_is_planned_beyond_a_known_end():
+    scheduler = make()
+    device = SimulatedDevice(BLOCK_TOKENS)
+    scheduler.add(Request("r", [1, 2], Sampling(max_tokens=3)))
+    plans = [scheduler.schedule() for _ in range(5)]
+    assert [len(plan) for plan in plans] == [1, 1, 1, 0, 0]
+    for plan in plans:
+        scheduler.commit(plan, device.run(plan))
+    assert not scheduler.has_work
+
+
 def test_a_prompt_is_admitted_only_if_it_fits_whole():
     scheduler = make(num_blocks=11)
     scheduler.add(request("a", [1] * 20, max_tokens=4))

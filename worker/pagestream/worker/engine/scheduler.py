@@ -181,8 +181,6 @@ class Scheduler:
     def _admit(self, plan: Plan, budget_tokens: int) -> None:
         while self._waiting and self._free_rows and budget_tokens > 0:
             request = self._waiting[0]
-            if request.num_in_flight_tokens:
-                break  # preempted with a token in flight: it must be known to be recomputed
             cached = self._match(request)
             needed = self._pool.blocks_for(request.num_tokens) - len(cached)
             taken = needed + self._pool.num_idle_among(cached)
@@ -225,6 +223,10 @@ class Scheduler:
         return self._pool.cache.match(request.block_hashes[:most_blocks])
 
     def _start(self, request: Request, cached: list[int], needed: int) -> None:
+        # One step is in flight at most, so a preempted request's last token is known by now.
+        assert not request.num_in_flight_tokens, (
+            f"{request.request_id} restarts with a token unknown"
+        )
         self._pool.share(cached)
         request.blocks = cached + self._pool.allocate(needed)
         request.num_named_blocks = len(cached)
@@ -266,7 +268,6 @@ class Scheduler:
         self._name_full_blocks(request)
         self._pool.release(request.blocks)
         request.blocks = []
-        request.num_named_blocks = 0
         if request.row is not None:
             self._free_rows.append(request.row)
             request.row = None

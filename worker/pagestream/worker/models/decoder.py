@@ -1,0 +1,211 @@
+"""The decoder: one transformer for every supported family, read top-down.
+
+A step is one flat batch of tokens of many sequences (`ForwardInputs`); keys and values live in a
+paged cache that the caller owns. Nothing here waits for the device, so a whole pass can be captured
+in a CUDA graph. This module knows no requests, no files and no sampling.
+
+Source: Vaswani et al. 2017 (arXiv 1706.03762), in the form of Llama (arXiv 2302.13971); what
+differs between families is in `ModelSpec`.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from pagestream.kernels.linear import linear
+from pagestream.kernels.paged_attention import decode_attention, prefill_attention
+from pagestream.kernels.rms_norm import rms_norm
+from pagestream.kernels.rope_and_cache import rope_and_cache
+from pagestream.kernels.silu_mul import silu_mul
+from pagestream.worker.models.inputs import ForwardInputs, LayerCache
+from pagestream.worker.models.linear import Linear
+from pagestream.worker.models.rope import Rope
+from pagestream.worker.models.spec import ModelSpec
+
+
+class Decoder:
+    """Token ids in, hidden states out; then hidden states in, logits out."""
+
+    def __init__(self, spec: ModelSpec, rope: Rope, device: torch.device) -> None:
+        self.spec = spec
+        self.rope = rope
+        self.embed = torch.empty(spec.vocab_size, spec.hidden, dtype=spec.dtype, device=device)
+        self.layers = [Layer(spec, window, device) for window in spec.windows]
+        self.norm = torch.empty(spec.hidden, dtype=spec.dtype, device=device)
+        self.head = self.embed if spec.tied_embeddings else torch.empty_like(self.embed)
+
+    def forward(self, inputs: ForwardInputs, cache: list[LayerCache]) -> Tensor:
+        """Run the step's tokens through every layer, writing their keys and values to the cache.
+
+        Shapes: -> [tokens, hidden], in the model's dtype, after the last norm.
+        """
+        assert len(cache) == len(self.layers), f"{len(cache)} caches for {len(self.layers)} layers"
+        cos_sin = self.rope.cos_sin(inputs.positions, self._rope_lens(inputs))
+        attend = Attend(inputs, self.spec.head_dim**-0.5)
+        x, residual = embedding(inputs.input_ids, self.embed), None
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x, residual = layer(x, residual, cos_sin, attend, layer_cache)
+        return rms_norm(x, self.norm, self.spec.norm_eps, residual)[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Shapes: hidden [n, hidden] -> [n, vocab], in the model's dtype."""
+        return linear(hidden, self.head)
+
+    def cache_salt(self, prompt_tokens: int) -> str:
+        """Return what a prompt's cached prefix depends on beside its tokens (see `Rope`)."""
+        return self.rope.cache_salt(prompt_tokens)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Device memory that the parameters take."""
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Every parameter once."""
+        yield self.embed
+        for layer in self.layers:
+            yield from layer.parameters()
+        yield self.norm
+        if self.head is not self.embed:
+            yield self.head
+
+    def _rope_lens(self, inputs: ForwardInputs) -> Tensor | None:
+        """Each token's prompt length, [tokens], where the rope depends on it."""
+        if not self.rope.by_prompt:
+            return None
+        tokens = torch.arange(len(inputs.input_ids), dtype=torch.int32, device=inputs.cu_q.device)
+        # Tokens beyond the last sequence are padding: they fall to it.
+        seqs = torch.searchsorted(inputs.cu_q[1:-1], tokens, right=True)
+        return inputs.prompt_lens.index_select(0, inputs.rows.index_select(0, seqs))
+
+
+class Layer:
+    """y = x + attention(norm(x)); y + mlp(norm(y)). The norms do the adding."""
+
+    def __init__(self, spec: ModelSpec, window: int | None, device: torch.device) -> None:
+        self.norm_eps = spec.norm_eps
+        self.attention_norm = torch.empty(spec.hidden, dtype=spec.dtype, device=device)
+        self.attention = Attention(spec, window, device)
+        self.mlp_norm = torch.empty(spec.hidden, dtype=spec.dtype, device=device)
+        self.mlp = Mlp(spec, device)
+
+    def __call__(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        cos_sin: Tensor,
+        attend: "Attend",
+        cache: LayerCache,
+    ) -> tuple[Tensor, Tensor]:
+        """Shapes: x, residual [tokens, hidden] -> (x, residual), whose sum is the output."""
+        x, residual = rms_norm(x, self.attention_norm, self.norm_eps, residual)
+        x = self.attention(x, cos_sin, attend, cache)
+        x, residual = rms_norm(x, self.mlp_norm, self.norm_eps, residual)
+        return self.mlp(x), residual
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Every parameter once."""
+        yield from (self.attention_norm, self.mlp_norm)
+        attention, mlp = self.attention, self.mlp
+        for projection in (attention.qkv, attention.out, mlp.gate_up, mlp.down):
+            yield projection.weight
+            if projection.bias is not None:
+                yield projection.bias
+        yield from (norm for norm in (attention.q_norm, attention.k_norm) if norm is not None)
+
+
+class Attention:
+    """Grouped-query attention over the paged cache; one projection gives queries, keys, values."""
+
+    def __init__(self, spec: ModelSpec, window: int | None, device: torch.device) -> None:
+        self.heads, self.window, self.norm_eps = spec.heads, window, spec.norm_eps
+        width, dtype = spec.q_size + 2 * spec.kv_size, spec.dtype
+        self.qkv = Linear(spec.hidden, width, bias=spec.qkv_bias, dtype=dtype, device=device)
+        self.out = Linear(spec.q_size, spec.hidden, bias=spec.o_bias, dtype=dtype, device=device)
+        self.q_norm = (
+            torch.empty(spec.head_dim, dtype=dtype, device=device) if spec.qk_norm else None
+        )
+        self.k_norm = (
+            torch.empty(spec.head_dim, dtype=dtype, device=device) if spec.qk_norm else None
+        )
+
+    def __call__(self, x: Tensor, cos_sin: Tensor, attend: "Attend", cache: LayerCache) -> Tensor:
+        """Shapes: x [tokens, hidden] -> [tokens, hidden]."""
+        q = rope_and_cache(
+            self.qkv(x),
+            cos_sin,
+            cache.k,
+            cache.v,
+            attend.slot_mapping,
+            self.heads,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
+            eps=self.norm_eps,
+        )
+        return self.out(attend(q, cache, self.window).flatten(1))
+
+
+class Attend:
+    """The step's attention, the same for each layer: which sequences decode, which are prompts."""
+
+    def __init__(self, inputs: ForwardInputs, scale: float) -> None:
+        self.inputs = inputs
+        self.scale = scale
+        self.slot_mapping = inputs.slot_mapping
+        decodes = inputs.num_decodes
+        self.has_prefills = decodes < len(inputs.rows)
+        self.decode_rows, self.decode_kv_lens = inputs.rows[:decodes], inputs.kv_lens[:decodes]
+        self.prefill_rows, self.prefill_kv_lens = inputs.rows[decodes:], inputs.kv_lens[decodes:]
+        self.prefill_cu_q = inputs.cu_q[decodes:]
+
+    def __call__(self, q: Tensor, cache: LayerCache, window: int | None) -> Tensor:
+        """Each kind of sequence takes its own kernel; both write their tokens of one buffer.
+
+        Shapes: q [tokens, heads, head_dim] -> like q.
+        """
+        inputs, out = self.inputs, torch.empty_like(q)
+        if inputs.num_decodes:
+            decode_attention(
+                q[: inputs.num_decodes],
+                cache.k,
+                cache.v,
+                inputs.block_table,
+                self.decode_rows,
+                self.decode_kv_lens,
+                self.scale,
+                window=window,
+                max_kv_len=inputs.max_kv_len,
+                out=out[: inputs.num_decodes],
+            )
+        if self.has_prefills:
+            prefill_attention(
+                q,
+                cache.k,
+                cache.v,
+                inputs.block_table,
+                self.prefill_rows,
+                self.prefill_cu_q,
+                self.prefill_kv_lens,
+                self.scale,
+                window=window,
+                max_q_len=inputs.max_q_len,
+                out=out,
+            )
+        return out
+
+
+class Mlp:
+    """down(silu(gate(x)) · up(x)); gate and up come of one projection."""
+
+    def __init__(self, spec: ModelSpec, device: torch.device) -> None:
+        bias, dtype = spec.mlp_bias, spec.dtype
+        self.gate_up = Linear(
+            spec.hidden, 2 * spec.intermediate, bias=bias, dtype=dtype, device=device
+        )
+        self.down = Linear(spec.intermediate, spec.hidden, bias=bias, dtype=dtype, device=device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Shapes: x [tokens, hidden] -> [tokens, hidden]."""
+        return self.down(silu_mul(self.gate_up(x)))
