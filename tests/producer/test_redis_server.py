@@ -14,5 +14,7 @@ def test_the_server_keeps_what_it_was_told_over_a_crash(own_server):
 
 def test_the_server_is_private_and_durable(redis_client, redis_server):
     assert redis_server.socket.stat().st_mode & 0o077 == 0
-    config = redis_client.config_get("appendonly", "maxmemory-policy")
-    assert config == {b"appendonly": b"yes", b"maxmemory-policy": b"noeviction"}
+    config = redis_client.config_get("append*") | redis_client.config_get("maxmemory-policy")
+    assert config["appendonly"] == "yes"
+    assert config["appendfsync"] == "everysec"
+    assert config["maxmemory-policy"] == "noeviction"
