@@ -92,3 +92,15 @@ class QueueUnavailable(PagestreamError):
     """Redis cannot be reached, or refuses the command; nothing was accepted."""
 
     code = "queue_unavailable"
+
+
+class WorkerNameTaken(PagestreamError):
+    """A live worker of this queue has the name already: leave `--name` out, or stop the other one."""
+
+    code = "worker_name_taken"
+
+
+class WorkerReplaced(PagestreamError):
+    """Another process took this worker's name while it was away; this one must stop."""
+
+    code = "worker_replaced"

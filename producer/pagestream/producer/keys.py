@@ -33,6 +33,9 @@ HEARTBEAT_TTL_MS = 3_000
 HEARTBEAT_MS = 1_000
 """How often a worker beats."""
 
+CRASH_CAP = 3
+"""A job whose workers died this many times becomes a dead letter."""
+
 REAP_MS = 500
 """How often a worker looks for jobs of dead workers."""
 
@@ -81,8 +84,17 @@ class Keys:
         return f"{self.prefix}jobs:{lane}:{tenant}"
 
     def ready(self, lane: str) -> str:
-        """Sorted set: tenants with work in a lane; score = tokens served to them."""
+        """Sorted set: tenants with waiting work in a lane; score = tokens served to them."""
         return f"{self.prefix}ready:{lane}"
+
+    @property
+    def served(self) -> str:
+        """Sorted set: every tenant with a job, and some without; score = tokens served to them."""
+        return f"{self.prefix}served"
+
+    def running(self, worker: str) -> str:
+        """Hash: the jobs a worker holds -> `<epoch> <mirror> <tenant>`, its leases."""
+        return f"{self.prefix}running:{worker}"
 
     @property
     def bell(self) -> str:
@@ -113,5 +125,5 @@ class Keys:
         return f"{self.prefix}hb:{worker}"
 
     def step(self, worker: str) -> str:
-        """String: number of the last step of this worker that Redis applied."""
+        """String: `<incarnation>:<number>` of the last step of this worker that Redis applied."""
         return f"{self.prefix}step:{worker}"
