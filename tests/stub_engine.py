@@ -1,7 +1,7 @@
 """An engine without a model: each token is a hash of the prompt and the position.
 
-Follows the protocol of `process.EngineLike` as the real one does: rows, blocks, prompt before output,
-end tokens, `max_tokens`, resume from `output_ids`. Switches make it crash, hang or crawl.
+Follows the protocol of `process.EngineLike` as the real one does: rows, blocks, prompt before
+output, end tokens, `max_tokens`, resume from `output_ids`. Switches make it crash, hang or crawl.
 """
 
 import os
@@ -27,7 +27,7 @@ class StubOptions:
     num_blocks: int = 1025
     step_s: float = 0.0
     crash_file: Path | None = None
-    """While this file holds a number above 0, an engine crashes at `crash_at_step` and lowers it."""
+    """While this file holds a number above 0, engines crash at `crash_at_step` and lower it."""
     crash_at_step: int = 20
     stall_file: Path | None = None
     """While this file exists, steps do not return."""

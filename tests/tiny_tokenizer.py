@@ -1,4 +1,4 @@
-"""Small tokenizers for the queue room's tests, made with the `tokenizers` library and saved as HF folders."""
+"""Small tokenizers for the tests, made with the `tokenizers` library."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ TEMPLATE = (
 
 
 def byte_level() -> Tokenizer:
-    """256 bytes, a few merged tokens, two special tokens and one added word; a prompt begins with BOS."""
+    """256 bytes, some merges, two special tokens and one added word; a prompt begins with BOS."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: index for index, char in enumerate(alphabet)}
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ã", "©"), ("ð", "Ł"), ("Ċ", "Ċ")]

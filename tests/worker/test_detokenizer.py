@@ -30,7 +30,9 @@ def flat(chunks: list[list[int]]) -> list[int]:
 
 @given(chunked_ids, st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_byte_level_text_is_exact_for_any_ids_and_chunks(chunks: list[list[int]], skip: bool) -> None:
+def test_byte_level_text_is_exact_for_any_ids_and_chunks(
+    chunks: list[list[int]], skip: bool
+) -> None:
     detokenizer = Detokenizer(BYTES.pieces(skip_special_tokens=skip))
     assert "".join(run(detokenizer, chunks)) == BYTES.decode(flat(chunks), skip_special_tokens=skip)
 
@@ -74,7 +76,11 @@ def test_text_does_not_depend_on_the_chunks(chunks: list[list[int]], tokenizer: 
 def test_no_half_characters_are_given() -> None:
     ids = BYTES._backend.encode("é日😀", add_special_tokens=False).ids
     detokenizer = Detokenizer(BYTES.pieces())
-    assert [piece for token_id in ids if (piece := detokenizer.push([token_id]))] == ["é", "日", "😀"]
+    assert [piece for token_id in ids if (piece := detokenizer.push([token_id]))] == [
+        "é",
+        "日",
+        "😀",
+    ]
     assert detokenizer.flush() == ""
 
 
@@ -106,7 +112,10 @@ def test_text_ends_at_the_first_token_that_completes_a_stop_string(
             return
         # All but what a stop string may still take back.
         possible = [
-            length for stop in stops for length in range(1, len(stop)) if so_far.endswith(stop[:length])
+            length
+            for stop in stops
+            for length in range(1, len(stop))
+            if so_far.endswith(stop[:length])
         ]
         assert given_text == so_far[: len(so_far) - max(possible, default=0)]
     assert given_text + detokenizer.flush() == text
@@ -135,11 +144,15 @@ def test_ids_that_end_the_request_add_no_text() -> None:
     assert detokenizer.tokens == 3
 
 
-@pytest.mark.parametrize("tokenizer", [BYTES, FALLBACK, WINDOW], ids=["bytes", "fallback", "window"])
+@pytest.mark.parametrize(
+    "tokenizer", [BYTES, FALLBACK, WINDOW], ids=["bytes", "fallback", "window"]
+)
 def test_replay_rebuilds_the_state(tokenizer: Tokenizer) -> None:
     rng = random.Random(7)
     for _ in range(50):
-        ids = [rng.randrange(1, 7) if tokenizer is WINDOW else rng.randrange(VOCAB) for _ in range(30)]
+        ids = [
+            rng.randrange(1, 7) if tokenizer is WINDOW else rng.randrange(VOCAB) for _ in range(30)
+        ]
         cut = rng.randrange(31)
         first = Detokenizer(tokenizer.pieces(), stop=["the", "  "])
         before = first.push(ids[:cut])

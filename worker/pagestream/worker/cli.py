@@ -1,56 +1,62 @@
 """The commands of the worker room: `pagestream worker` and `pagestream up`.
 
-Flags and their help only; what they do is `service`'s. Every flag is also a `PAGESTREAM_…` variable.
+Flags and their help only; what they do is `service`'s. Every flag is also a `PAGESTREAM_…`
+variable.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
-
 from pagestream.producer.embedded import EmbeddedRedis, default_directory
+
 from pagestream.producer.errors import PagestreamError
 
 from .service import BAD_CONFIG, REDIS_UNAVAILABLE, log_to_stderr, run_worker
 from .settings import read_settings
 
 Model = Annotated[
-    Optional[str], typer.Option(help="A Hugging Face directory or hub id. [env: PAGESTREAM_MODEL]")
+    str | None, typer.Option(help="A Hugging Face directory or hub id. [env: PAGESTREAM_MODEL]")
 ]
-Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 ServedName = Annotated[
-    Optional[str], typer.Option(help="The name clients ask for, and the queue's. [default: the model's]")
+    str | None,
+    typer.Option(help="The name clients ask for, and the queue's. [default: the model's]"),
 ]
-RedisUrl = Annotated[Optional[str], typer.Option(help="redis://, rediss:// or unix:// URL.")]
+RedisUrl = Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:// URL.")]
 Name = Annotated[
-    Optional[str],
-    typer.Option(help="This worker's name; a second live one is refused. [default: host and random]"),
+    str | None,
+    typer.Option(
+        help="This worker's name; a second live one is refused. [default: host and random]"
+    ),
 ]
 Grace = Annotated[
-    Optional[float], typer.Option(help="Seconds that running jobs get to finish after SIGTERM.")
+    float | None, typer.Option(help="Seconds that running jobs get to finish after SIGTERM.")
 ]
 RedisPatience = Annotated[
-    Optional[float], typer.Option(help="Seconds Redis may be away before the worker gives up.")
+    float | None, typer.Option(help="Seconds Redis may be away before the worker gives up.")
 ]
 MaxModelLen = Annotated[
-    Optional[int], typer.Option(help="Prompt and output tokens together. [default: the model's]")
+    int | None, typer.Option(help="Prompt and output tokens together. [default: the model's]")
 ]
-MaxNumSeqs = Annotated[Optional[int], typer.Option(help="Requests that run at once.")]
-MaxBatched = Annotated[Optional[int], typer.Option(help="Token budget of one step.")]
+MaxNumSeqs = Annotated[int | None, typer.Option(help="Requests that run at once.")]
+MaxBatched = Annotated[int | None, typer.Option(help="Token budget of one step.")]
 Dtype = Annotated[
-    Optional[str], typer.Option(help="auto, float32, float16 or bfloat16; auto: float32 on a CPU.")
+    str | None, typer.Option(help="auto, float32, float16 or bfloat16; auto: float32 on a CPU.")
 ]
-Device = Annotated[Optional[str], typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 LoadFormat = Annotated[
-    Optional[str], typer.Option(help="auto, or dummy: random weights from a config.json alone.")
+    str | None, typer.Option(help="auto, or dummy: random weights from a config.json alone.")
 ]
 NumBlocks = Annotated[
-    Optional[int], typer.Option(help="KV blocks of 16 tokens. [default: what memory allows]")
+    int | None, typer.Option(help="KV blocks of 16 tokens. [default: what memory allows]")
 ]
-GpuMemory = Annotated[Optional[float], typer.Option(help="Share of the GPU's memory to use, 0 to 1.")]
+GpuMemory = Annotated[float | None, typer.Option(help="Share of the GPU's memory to use, 0 to 1.")]
 PrefixCaching = Annotated[
-    Optional[bool],
-    typer.Option("--enable-prefix-caching/--no-enable-prefix-caching", help="Reuse shared prefixes."),
+    bool | None,
+    typer.Option(
+        "--enable-prefix-caching/--no-enable-prefix-caching", help="Reuse shared prefixes."
+    ),
 ]
 
 
@@ -95,11 +101,9 @@ def up(
     num_blocks: NumBlocks = None,
     gpu_memory_utilization: GpuMemory = None,
     enable_prefix_caching: PrefixCaching = None,
-    data: Annotated[
-        Optional[Path], typer.Option(help="Where the jobs are kept between runs.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Where the jobs are kept between runs.")] = None,
 ) -> None:
-    """Start an embedded Redis server and a worker on it: everything on this machine in one command."""
+    """Start an embedded Redis server and a worker on it, in one command."""
     flags = dict(locals())
     log_to_stderr()
     try:

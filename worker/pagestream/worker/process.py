@@ -1,9 +1,9 @@
 """The engine in a process of its own, on a socketpair.
 
 The parent never waits for the engine and the engine never waits for the parent, up to a bound: the
-child sends on a small thread with a bounded outbox, so a parent that stops reading stops the engine.
-The child ends when the socket does, whatever ended the parent.
-This module knows no Redis and no torch; the frames are those of `messages`.
+child sends on a small thread with a bounded outbox, so a parent that stops reading stops the
+engine. The child ends when the socket does, whatever ended the parent. This module knows no Redis
+and no torch; the frames are those of `messages`.
 """
 
 import ctypes
@@ -18,13 +18,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from pagestream.producer.errors import PagestreamError
 
-from .messages import Abort, Add, Drain, Fatal, FromEngine, Load, Output, Ready, Step, ToEngine
+from .messages import Abort, Add, Fatal, FromEngine, Load, Output, Ready, Step, ToEngine
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +52,11 @@ class EngineLike(Protocol):
         """What was loaded and allocated."""
         ...
 
-    def add(self, request: Add) -> None:
+    def add(self, request: Add, /) -> None:
         """Take a request; what is wrong with it comes as an output with `finish="error"`."""
         ...
 
-    def abort(self, request_ids: list[str]) -> None:
+    def abort(self, request_ids: list[str], /) -> None:
         """Forget requests; unknown ids are ignored."""
         ...
 
@@ -90,7 +92,7 @@ class EngineProcess:
         self._post = post
         self._encoder = msgspec.msgpack.Encoder()
         self._socket: socket.socket | None = None
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: BaseProcess | None = None
         self._reader: threading.Thread | None = None
 
     @property
@@ -102,19 +104,20 @@ class EngineProcess:
         """Spawn the child; `Ready`, or `Fatal` and `Died`, will be posted."""
         assert self._socket is None, "stop() the engine process before starting another"
         ours, theirs = socket.socketpair()
-        self._process = multiprocessing.get_context("spawn").Process(
+        process = multiprocessing.get_context("spawn").Process(
             target=_child, args=(theirs, self._build, os.getpid()), name="engine", daemon=True
         )
-        # The child inherits the mask and unblocks it once it ignores them: a Ctrl-C is the parent's.
+        # The child inherits the mask and unblocks it once it ignores them: a Ctrl-C is the
+        # parent's.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
-            self._process.start()
+            process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        self._socket = ours
+        self._socket, self._process = ours, process
         self._reader = threading.Thread(
-            target=self._read, args=(ours, self._process), name="engine-reader", daemon=True
+            target=self._read, args=(ours, process), name="engine-reader", daemon=True
         )
         self._reader.start()
 
@@ -149,12 +152,10 @@ class EngineProcess:
 
     @staticmethod
     def _shutdown(end: socket.socket) -> None:
-        try:
+        with suppress(OSError):  # the other end may be gone already
             end.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the other end is gone already
 
-    def _read(self, end: socket.socket, process: multiprocessing.process.BaseProcess) -> None:
+    def _read(self, end: socket.socket, process: BaseProcess) -> None:
         decoder = msgspec.msgpack.Decoder(FromEngine)
         message = ""
         for body in _frames(end):
@@ -278,7 +279,7 @@ def _send(end: socket.socket, outbox: queue.Queue[FromEngine]) -> None:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Ask Linux for SIGKILL when the parent ends, for a child that is too busy to see its socket end."""
+    """Ask Linux for SIGKILL when the parent ends: a busy child does not see its socket end."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -18,17 +18,17 @@ from functools import partial
 
 from redis.exceptions import RedisError
 
+from pagestream.producer.connection import connect
 from pagestream.producer.errors import PagestreamError, WorkerNameTaken, WorkerReplaced
 from pagestream.producer.keys import Keys
 from pagestream.producer.protocol import ModelInfo
 
 from .config import EngineConfig
 from .loading import LoadingBar
-from .messages import Drain, Fatal, Ready
+from .messages import Fatal, Ready
 from .models.hub import generation_defaults, resolve
 from .process import EXIT_CONFIG, Died, EngineLike, EngineProcess
 from .queue.backoff import Patience, RedisGone
-from .queue.connection import connect
 from .queue.inbox import Inbox
 from .queue.intake import Intake, IntakeThread
 from .queue.lease import Lease
@@ -69,39 +69,53 @@ def run_worker(
     settings: WorkerSettings,
     build: Callable[[EngineConfig], EngineLike] = build_real_engine,
 ) -> int:
-    """Serve until told to stop, and return the exit status. Installs signal handlers.
+    """Serve until a signal says stop, and return the exit status.
 
     The first SIGTERM or SIGINT stops claiming and lets running jobs finish within the grace; the
     second hands them back at once, with their progress.
     """
     stop = StopFlag()
     inbox = Inbox()
-    engine = EngineProcess(partial(build, settings.engine_config()), inbox.put_frame)
     with _signals(stop, inbox):
-        try:
-            return _run(settings, stop, inbox, engine)
-        except _Exit as ending:
-            if ending.status != OK:
-                logger.error("%s", ending)
-            return ending.status
-        except PagestreamError as error:
-            logger.error("%s", error)
-            return TRY_AGAIN if isinstance(error, WorkerNameTaken | WorkerReplaced) else BAD_CONFIG
-        except RedisGone as error:
-            logger.error("%s", error)
-            return TRY_AGAIN
-        except EngineLost as error:
-            logger.error("%s; every job went back to the queue", error)
-            return ENGINE_FAILED
-        finally:
-            inbox.close()
-            engine.stop()
+        return serve(settings, stop, inbox, build)
 
 
-def _run(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: EngineProcess) -> int:
+def serve(
+    settings: WorkerSettings,
+    stop: StopFlag,
+    inbox: Inbox,
+    build: Callable[[EngineConfig], EngineLike],
+) -> int:
+    """Serve until `stop` says so, and return the exit status; whoever sets it wakes the inbox."""
+    engine = EngineProcess(partial(build, settings.engine_config()), inbox.put_frame)
+    try:
+        _serve(settings, stop, inbox, engine)
+    except _Exit as ending:
+        if ending.status != OK:
+            logger.error("%s", ending)
+        return ending.status
+    except PagestreamError as error:
+        logger.error("%s", error)
+        return TRY_AGAIN if isinstance(error, WorkerNameTaken | WorkerReplaced) else BAD_CONFIG
+    except RedisGone as error:
+        logger.error("%s", error)
+        return TRY_AGAIN
+    except EngineLost as error:
+        logger.error("%s; every job went back to the queue", error)
+        return ENGINE_FAILED
+    except Exception:
+        logger.exception("the worker failed")
+        return ENGINE_FAILED
+    finally:
+        inbox.close()
+        engine.stop()
+    return OK
+
+
+def _serve(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: EngineProcess) -> None:
     keys = Keys(settings.queue)
     worker = settings.name or f"{socket.gethostname()}-{secrets.token_hex(4)}"
-    redis = connect(settings.redis_url, worker)
+    redis = connect(settings.redis_url, client_name=worker)
     try:
         redis.ping()
     except RedisError as error:
@@ -112,26 +126,30 @@ def _run(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: EngineP
     defaults = generation_defaults(directory)
     ready = _wait_until_ready(inbox, stop)
     info = _model_info(keys.queue, ready, tokenizer)
-    logger.info("%s", _banner(worker, info, ready))
 
     patience = Patience(lambda: LAST_WORD_S if stop.now else settings.redis_patience)
     lease = Lease(redis, keys, worker)
     patience.call(lease.register, info)
+    logger.info("%s", _banner(worker, info, ready))
     intake = IntakeThread(
         Intake(tokenizer, info, defaults), partial(patience.call, lease.replay), inbox.put
     )
-    loop = QueueLoop(
-        lease, engine, intake, inbox, ready, stop, patience, grace_s=settings.grace
-    )
+    loop = QueueLoop(lease, engine, intake, inbox, ready, stop, patience, grace_s=settings.grace)
     try:
         loop.run()
+    except EngineLost:
+        _leave(lease)
+        raise
     finally:
         intake.close()
-        with suppress(RedisError):
-            lease.leave()
-    engine.send(Drain())
+    # Not after a bug: the jobs it may have met then count a crash when this worker is found dead.
+    _leave(lease)
     logger.info("worker %s has stopped", worker)
-    return OK
+
+
+def _leave(lease: Lease) -> None:
+    with suppress(RedisError):
+        lease.leave()
 
 
 def _wait_until_ready(inbox: Inbox, stop: StopFlag) -> Ready:

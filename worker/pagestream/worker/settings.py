@@ -1,7 +1,7 @@
 """The worker's settings, from flags and from `PAGESTREAM_…` variables; a flag wins over a variable.
 
-This module checks values one by one; what depends on the model or the machine is checked where it is
-known. It builds the engine's `EngineConfig` and knows nothing of how the settings are used.
+This module checks values one by one; what depends on the model or the machine is checked where it
+is known. It builds the engine's `EngineConfig` and knows nothing of how the settings are used.
 """
 
 import re
@@ -91,6 +91,8 @@ def read_settings(**flags: Any) -> WorkerSettings:
 
 def _sentence(line: dict[str, Any]) -> str:
     name = re.sub("_", "-", str(line["loc"][0])) if line["loc"] else "settings"
-    return f"--{name}: {line['msg']} (got {line['input']!r})" if line["type"] != "missing" else (
-        f"--{name} is missing: give it, or set PAGESTREAM_{name.replace('-', '_').upper()}"
+    return (
+        f"--{name}: {line['msg']} (got {line['input']!r})"
+        if line["type"] != "missing"
+        else (f"--{name} is missing: give it, or set PAGESTREAM_{name.replace('-', '_').upper()}")
     )

@@ -20,7 +20,16 @@ LONGEST_PAUSE_S = 1.0
 LOG_EVERY_S = 10.0
 
 # What a server says while it starts, fails over, or is full: it may well say something else later.
-_PASSING = ("LOADING", "READONLY", "OOM", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+_PASSING = (
+    "LOADING",
+    "READONLY",
+    "OOM",
+    "MISCONF",
+    "NOREPLICAS",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,10 +45,6 @@ class Patience:
     def __init__(self, limit_s: Callable[[], float]) -> None:
         """`limit_s()` is how long an outage may last now; it is asked again at every attempt."""
         self._limit_s = limit_s
-        self.outages = 0
-        """Outages that ended."""
-        self.last_outage_end_s = float("-inf")
-        """When the last outage ended, on the monotonic clock."""
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function`, again and again while Redis cannot answer.
@@ -58,7 +63,9 @@ class Patience:
                 now_s = time.monotonic()
                 began_s = began_s or now_s
                 if now_s - began_s > self._limit_s():
-                    raise RedisGone(f"Redis has been away for {now_s - began_s:.0f} s: {error}") from error
+                    raise RedisGone(
+                        f"Redis has been away for {now_s - began_s:.0f} s: {error}"
+                    ) from error
                 if logged_s is None or now_s - logged_s > LOG_EVERY_S:
                     logger.warning("Redis is away (%.1f s so far): %s", now_s - began_s, error)
                     logged_s = now_s
@@ -67,9 +74,7 @@ class Patience:
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
             else:
                 if began_s is not None:
-                    self.outages += 1
-                    self.last_outage_end_s = time.monotonic()
-                    logger.warning("Redis is back after %.1f s", self.last_outage_end_s - began_s)
+                    logger.warning("Redis is back after %.1f s", time.monotonic() - began_s)
                 return result
 
 
@@ -81,6 +86,6 @@ def is_passing(error: RedisError) -> bool:
 
 
 def _says_passing(message: str) -> bool:
-    # redis-py drops the word of errors it has a class for ("command not allowed when used memory …"),
-    # and an error inside a script may follow other words.
+    # redis-py drops the word of errors it has a class for ("command not allowed when used memory
+    # …"), and an error inside a script may follow other words.
     return any(word in message for word in (*_PASSING, "used memory", "read only replica"))

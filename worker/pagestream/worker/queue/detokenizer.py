@@ -1,8 +1,8 @@
-"""Text from ids, as it may be published: whole characters, and nothing that a stop string may take back.
+"""Text from ids, as it may be published: whole characters, nothing a stop string may take back.
 
-The state is a pure function of the ids pushed so far, however they were grouped, so a worker that takes
-over a job rebuilds it by pushing the ids already published.
-This module knows no Redis, no engine and no clock.
+The state is a pure function of the ids pushed so far, however they were grouped, so a worker that
+takes over a job rebuilds it by pushing the ids already published. This module knows no Redis, no
+engine and no clock.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,8 +13,8 @@ from .pieces import Pieces
 class Detokenizer:
     """The published text of one request.
 
-    The texts of all `push` calls and of `flush` joined are the text of the ids, up to the first stop
-    string. A stop string counts from the token `min_tokens` on.
+    The texts of all `push` calls and of `flush` joined are the text of the ids, up to the first
+    stop string. A stop string counts from the token `min_tokens` on.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Detokenizer:
         return "".join(texts)
 
     def flush(self) -> str:
-        """Return the rest of the text: what was held back, and an incomplete character's replacement."""
+        """Return the rest: what was held back, and an incomplete character's replacement."""
         if self.stopped is not None:
             return ""
         piece = self._pieces.flush()
@@ -77,7 +77,7 @@ class Detokenizer:
         return text[:held_at]
 
     def _possible_stop(self, text: str) -> int:
-        """Where the longest end of `text` that begins a stop string begins; its length if there is none."""
+        """Where the longest end of `text` that may become a stop string begins, or its length."""
         for at in range(max(0, len(text) - self._longest_stop_chars + 1), len(text)):
             if text[at] in self._first_chars:
                 end = text[at:]

@@ -1,8 +1,8 @@
 """What waits for the queue process's loop: engine frames, prepared jobs, signals.
 
-Frames of the engine are bounded in bytes and in age: while the loop cannot get on (Redis is away) the
-engine's socket is no longer read, and the engine stops by itself.
-This module knows no Redis and no engine.
+Frames of the engine are bounded in bytes and in age: while the loop cannot get on (Redis is away)
+the engine's socket is no longer read, and the engine stops by itself. This module knows no Redis
+and no engine.
 """
 
 import threading

@@ -17,6 +17,7 @@ from pagestream.producer.protocol import Entry, ModelInfo, Payload, decode_paylo
 from pagestream.producer.sampling import SamplingParams
 
 from ..messages import Sampling
+from .backoff import RedisGone
 from .detokenizer import Detokenizer
 from .lease import Claim
 from .pieces import NoPieces
@@ -43,7 +44,8 @@ class Intaken(NamedTuple):
 
     job_id: str
     epoch: int
-    request: Prepared | PagestreamError
+    request: Prepared | PagestreamError | None
+    """None: the job could not be looked at, and goes back to the queue."""
     replayed_ids: list[int]
     """Output tokens that earlier claims of the job published."""
 
@@ -117,7 +119,9 @@ class Intake:
             stop_token_ids=tuple(dict.fromkeys((*end_ids, *params.stop_token_ids))),
         )
 
-    def _detokenizers(self, params: SamplingParams, sampling: Sampling) -> Callable[[], Detokenizer]:
+    def _detokenizers(
+        self, params: SamplingParams, sampling: Sampling
+    ) -> Callable[[], Detokenizer]:
         tokenizer = self._tokenizer
         silent_ids = () if params.include_stop_str_in_output else sampling.stop_token_ids
 
@@ -163,6 +167,7 @@ class IntakeThread:
     def _run(self) -> None:
         while (claim := self._claims.get()) is not None:
             replayed_ids: list[int] = []
+            request: Prepared | PagestreamError | None
             try:
                 # A first claim has nothing to replay.
                 if claim.epoch > 1:
@@ -170,6 +175,8 @@ class IntakeThread:
                 request = self._intake.prepare(claim.job_id, claim.payload)
             except PagestreamError as error:
                 request = error
+            except RedisGone:
+                request = None
             except Exception as error:
                 # One job's payload must not end the thread that prepares all the others.
                 logger.exception("job %s could not be prepared", claim.job_id)

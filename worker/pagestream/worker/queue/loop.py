@@ -2,28 +2,29 @@
 
     wait ─► take what arrived ─► ONE write to Redis ─► act on its answer ─► wait …
 
-Everything that can happen is an event in the inbox or an answer of Redis, and all of it is handled on
-this one thread; tokenizing and reading the engine's socket are on others. Publishing never holds the
-engine up: what arrives during a write waits and goes out together in the next.
-This module knows no torch, no text and no Lua; signals and exit statuses are the service's.
+Everything that can happen is an event in the inbox or an answer of Redis, and all of it is handled
+on this one thread; tokenizing and reading the engine's socket are on others. Publishing never holds
+the engine up: what arrives during a write waits and goes out together in the next. This module
+knows no torch, no text and no Lua; signals and exit statuses are the service's.
 """
 
 import logging
 import time
 from collections.abc import Iterable
-from typing import Protocol
+
+import msgspec
 
 from pagestream.producer.errors import PagestreamError
-from pagestream.producer.keys import HEARTBEAT_MS, HEARTBEAT_TTL_MS, REAP_MS
+from pagestream.producer.keys import REAP_MS
 from pagestream.producer.protocol import FinishReason
 
-from ..messages import Abort, Fatal, Output, Ready, Step, ToEngine
-from ..process import Died
+from ..messages import Abort, Fatal, Output, Ready, Step
+from ..process import Died, EngineProcess
 from .backoff import Patience
 from .credit import Credit
 from .inbox import Inbox
 from .intake import Intaken, IntakeThread
-from .lease import Claim, Control, Lease, StepCall, StepReply
+from .lease import Claim, Control, Lease, Return, StepCall, StepReply
 from .reply import REQUEST_SEPARATOR, Job
 
 logger = logging.getLogger(__name__)
@@ -32,15 +33,6 @@ MAX_RESTARTS = 3
 RESTART_WINDOW_S = 600.0
 STALL_S = 30.0
 """An engine that has requests and says nothing for so long is wedged."""
-
-
-class EngineLink(Protocol):
-    """The engine process, as the loop needs it."""
-
-    def start(self) -> None: ...
-    def send(self, message: ToEngine) -> None: ...
-    def kill(self) -> None: ...
-    def stop(self, timeout_s: float = ...) -> None: ...
 
 
 class StopFlag:
@@ -64,14 +56,14 @@ class EngineLost(Exception):
 class QueueLoop:
     """Runs claimed jobs on the engine until told to stop.
 
-    Invariant: a job is in `_jobs` from its claim until its end, its return or its loss is known to be
-    written; `_dirty` are those of them that the next write has something to say of.
+    Invariant: a job is in `_jobs` from its claim until its end, its return or its loss is known to
+    be written; `_dirty` are those of them that the next write has something to say of.
     """
 
     def __init__(
         self,
         lease: Lease,
-        engine: EngineLink,
+        engine: EngineProcess,
         intake: IntakeThread,
         inbox: Inbox,
         ready: Ready,
@@ -91,7 +83,6 @@ class QueueLoop:
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
         self._dirty: dict[str, Job] = {}
-        self._strays: list[tuple[str, int]] = []
         self._engine_is_up = True
         self._engine_is_lost = False
         self._deaths_s: list[float] = []
@@ -99,7 +90,6 @@ class QueueLoop:
         self._drain_until_s: float | None = None
         self._bell_id = "0-0"
         self._rung = True
-        self._next_step_s = 0.0
         self._next_reap_s = 0.0
 
     def run(self) -> None:
@@ -119,7 +109,9 @@ class QueueLoop:
                 self._act_on(call, self._patience.call(self._lease.step, call))
             self._reap_if_due()
         if self._engine_is_lost:
-            raise EngineLost(f"the engine died {len(self._deaths_s)} times in {RESTART_WINDOW_S:.0f} s")
+            raise EngineLost(
+                f"the engine died {len(self._deaths_s)} times in {RESTART_WINDOW_S:.0f} s"
+            )
 
     def _is_done(self) -> bool:
         return not self._jobs and (self._stop.drain or self._engine_is_lost)
@@ -128,7 +120,8 @@ class QueueLoop:
 
     def _wait(self) -> list[object]:
         """Wait for the engine while something runs, else for the bell; never past the next duty."""
-        due_s = 0.0 if self._rung else min(self._next_step_s, self._next_reap_s) - time.monotonic()
+        reap_s = self._next_reap_s - time.monotonic()
+        due_s = 0.0 if self._rung else min(self._lease.beat_due_ms() / 1000, reap_s)
         if due_s <= 0 or self._jobs or not self._engine_is_up:
             return self._inbox.take(due_s)
         self._rung = self._patience.call(self._lease.wait, self._bell_id, int(due_s * 1000) + 1)
@@ -172,11 +165,11 @@ class QueueLoop:
         job.resume(intaken.replayed_ids)
         if isinstance(intaken.request, PagestreamError):
             job.fail(intaken.request)
-        else:
+        elif intaken.request is not None:
             job.prepare(intaken.request)
         if job.reason is not None:
             self._dirty[job.id] = job
-        elif not self._credit.fits(job, self._jobs.values()):
+        elif job.request is None or not self._credit.fits(job, self._jobs.values()):
             self._hand_back([job])
         elif self._engine_is_up:
             self._run(job)
@@ -192,8 +185,10 @@ class QueueLoop:
     def _check_clocks(self) -> None:
         """Deadlines of jobs, the end of a drain, an engine that is wedged."""
         now_s = time.monotonic()
-        late = [job for job in self._jobs.values() if job.deadline_s and now_s >= job.deadline_s]
-        self._end(late, "expired")
+        timed = [job for job in self._jobs.values() if job.deadline_ms is not None]
+        if timed:
+            now_ms = self._lease.now_ms()
+            self._end([job for job in timed if now_ms >= (job.deadline_ms or 0)], "expired")
         if self._stop.drain and self._drain_until_s is None:
             logger.info("draining: %d jobs have %.0f s to finish", len(self._jobs), self._grace_s)
             self._drain_until_s = now_s + self._grace_s
@@ -206,38 +201,44 @@ class QueueLoop:
             self._engine.kill()
 
     def _is_step_due(self) -> bool:
-        return bool(self._dirty or self._rung) or time.monotonic() >= self._next_step_s
+        return bool(self._dirty or self._rung) or self._lease.beat_due_ms() == 0
 
     def _next_call(self) -> StepCall:
         """Everything there is to write, and how much may be claimed."""
         now_s = time.monotonic()
         self._rung = False
-        self._next_step_s = now_s + HEARTBEAT_MS / 1000
         dirty, self._dirty = self._dirty, {}
-        strays, self._strays = self._strays, []
         rows = [row for job in dirty.values() if (row := job.row()) is not None]
         leaving = {job.id: job for job in dirty.values() if job.reason or job.is_returning}
         slots = tokens = 0
         if self._engine_is_up and not self._stop.drain:
-            slots, tokens = self._credit.of(job for job in self._jobs.values() if job.id not in leaving)
+            staying = [job for job in self._jobs.values() if job.id not in leaving]
+            slots, tokens = self._credit.of(staying)
         return StepCall(
             rows=rows,
             ends=[job.end(now_s) for job in leaving.values() if not job.is_returning],
-            returns=[(job.id, job.epoch) for job in leaving.values() if job.is_returning] + strays,
+            returns=[
+                Return(job.id, job.epoch, job.context_tokens if job.request else None)
+                for job in leaving.values()
+                if job.is_returning
+            ],
             slots=slots,
             tokens=tokens,
+            info=self._heartbeat_info(),
         )
+
+    def _heartbeat_info(self) -> str:
+        load = self._credit.load
+        counters = msgspec.structs.asdict(load) if load is not None else {}
+        return msgspec.json.encode({"jobs": len(self._jobs), **counters}).decode()
 
     def _reap_if_due(self) -> None:
         now_s = time.monotonic()
-        # After an outage every heartbeat is stale: the others get a full TTL to come back.
-        safe_s = self._patience.last_outage_end_s + HEARTBEAT_TTL_MS / 1000
-        if now_s >= self._next_reap_s and now_s >= safe_s:
-            reaped = self._patience.call(self._lease.reap, self._jobs)
-            self._strays += reaped.strays
-            self._rung = self._rung or bool(reaped.strays)
         if now_s >= self._next_reap_s:
             self._next_reap_s = now_s + REAP_MS / 1000
+            reaped = self._patience.call(self._lease.reap, self._jobs)
+            # Jobs of dead workers wait now, or jobs of ours that the next step hands back.
+            self._rung = self._rung or bool(reaped.put_back or reaped.lost)
 
     # ---- Redis's answer
 
@@ -253,8 +254,8 @@ class QueueLoop:
                 self._drop(row.job_id)
         for end in call.ends:
             self._jobs.pop(end.job_id, None)
-        for job_id, _ in call.returns:
-            self._jobs.pop(job_id, None)
+        for returned in call.returns:
+            self._jobs.pop(returned[0], None)
         for claim in reply.claims:
             self._take_claim(claim, reply.now_ms)
         for control in reply.controls:
@@ -275,15 +276,17 @@ class QueueLoop:
             self._end([job], "cancelled")
 
     def _roll_back(self) -> None:
-        """Redis forgot writes it had acknowledged: go back to what it has, and drop what is not ours."""
+        """Redis forgot acknowledged writes: go back to what it has, drop what is not ours."""
         running = [(job.id, job.epoch) for job in self._jobs.values()]
         for tail in self._patience.call(self._lease.resync, running):
             if tail.owned:
-                self._jobs[tail.job_id].rewind(tail.published)
+                self._jobs[tail.job_id].rewind(tail.offset)
                 self._dirty[tail.job_id] = self._jobs[tail.job_id]
             else:
                 self._drop(tail.job_id)
-        logger.warning("Redis rolled back: %d of %d jobs are still ours", len(self._jobs), len(running))
+        logger.warning(
+            "Redis rolled back: %d of %d jobs are still ours", len(self._jobs), len(running)
+        )
         self._rung = True
 
     # ---- jobs that leave
@@ -340,11 +343,11 @@ class QueueLoop:
 
     def _count_crash(self, ran: list[Job]) -> None:
         running = [(job.id, job.epoch, job.crashes) for job in ran]
-        for outcome in self._patience.call(self._lease.crash, running):
-            self._jobs[outcome.job_id].crashes = outcome.crashes
-            if outcome.fate != "kept":
-                logger.warning("job %s is %s after a crash", outcome.job_id, outcome.fate)
-                self._drop(outcome.job_id)
+        for crash in self._patience.call(self._lease.crashed, running):
+            self._jobs[crash.job_id].crashes = crash.crashes
+            if crash.outcome != "kept":
+                logger.warning("job %s is %s after a crash", crash.job_id, crash.outcome)
+                self._drop(crash.job_id)
 
     def _engine_came_up(self) -> None:
         """Give a new engine everything that is to run, from the token logs."""

@@ -1,10 +1,10 @@
 """What each token id adds to a text, one id at a time.
 
-Nearly all models' tokenizers join bytes: byte-level ones (GPT-2, Llama 3, Qwen) and SentencePiece ones
-with byte fallback (Llama 2, Mistral, Gemma). For those an id is a fixed string of bytes, and an
-incremental UTF-8 decoder is exact and O(1) a token. Any other decoder is asked about a short window of
-ids, before and after the new one.
-This module knows no requests, no stop strings and no Redis.
+Nearly all models' tokenizers join bytes: byte-level ones (GPT-2, Llama 3, Qwen) and SentencePiece
+ones with byte fallback (Llama 2, Mistral, Gemma). For those an id is a fixed string of bytes, and
+an incremental UTF-8 decoder is exact and O(1) a token. Any other decoder is asked about a short
+window of ids, before and after the new one. This module knows no requests, no stop strings and no
+Redis.
 """
 
 import codecs
@@ -78,8 +78,9 @@ class ByteTable:
 class BytePieces:
     """Exact pieces from a `ByteTable`.
 
-    Differs from decoding all at once in one case: when a run of byte-fallback tokens is valid at first
-    and then broken, the characters already given stay, where the decoder would replace the whole run.
+    Differs from decoding all at once in one case: when a run of byte-fallback tokens is valid at
+    first and then broken, the characters already given stay, where the decoder would replace the
+    whole run.
     """
 
     def __init__(self, table: ByteTable) -> None:
@@ -109,7 +110,8 @@ class BytePieces:
 class WindowPieces:
     """Pieces from any decoder: the text of a window of ids with the new one, less the text without.
 
-    As exact as the decoder is local: one that rewrites text it has already given cannot be streamed.
+    As exact as the decoder is local: one that rewrites text it has already given cannot be
+    streamed.
     """
 
     def __init__(self, backend: Backend, silent_ids: frozenset[int]) -> None:
@@ -144,9 +146,11 @@ class WindowPieces:
 
 
 def byte_table(backend: Backend) -> ByteTable | None:
-    """Return the bytes of every id, or None when the tokenizer's decoder does more than join bytes."""
-    decoder = json.loads(backend.to_str())["decoder"] or {}
-    tokens = {token_id: token for token, token_id in backend.get_vocab(with_added_tokens=True).items()}
+    """Return the bytes of every id, or None if the tokenizer's decoder does more than join them."""
+    decoder: dict[str, Any] = json.loads(backend.to_str())["decoder"] or {}
+    tokens = {
+        token_id: token for token, token_id in backend.get_vocab(with_added_tokens=True).items()
+    }
     if decoder.get("type") == "ByteLevel":
         pieces = {token_id: _byte_level(token) for token_id, token in tokens.items()}
         return ByteTable(pieces, errors="replace", strip_spaces=0)
@@ -183,7 +187,7 @@ def _byte_fallback(token: str) -> bytes:
 
 
 def _byte_fallback_spaces(decoders: Sequence[Mapping[str, Any]]) -> int | None:
-    """Spaces stripped at the start if these are SentencePiece's decoders with byte fallback, else None."""
+    """Spaces stripped at the start by SentencePiece's byte-fallback decoders; None for others."""
     kinds = [decoder["type"] for decoder in decoders]
     if kinds[:3] != ["Replace", "ByteFallback", "Fuse"] or kinds[3:] not in ([], ["Strip"]):
         return None

@@ -1,8 +1,8 @@
 """One running job: its token log, its text, and what the next step's write says of it.
 
-The token log is the truth in this process; rows and the end are made from it, so that a write that Redis
-forgot can be made again, and an engine that died gets its requests back.
-This module knows no Redis and no engine process; times are this process's monotonic seconds.
+The token log is the truth in this process; rows and the end are made from it, so that a write that
+Redis forgot can be made again, and an engine that died gets its requests back. This module knows no
+Redis and no engine process; times are this process's monotonic seconds.
 """
 
 from pagestream.producer.errors import PagestreamError
@@ -19,8 +19,8 @@ REQUEST_SEPARATOR = "#"
 class Job:
     """A claimed job until its end is written.
 
-    Invariant: the ids up to `published` are in a row that was made; `ids` beyond a matched stop string
-    do not exist.
+    Invariant: the ids up to `published` are in a row that was made; `ids` beyond a matched stop
+    string do not exist.
     """
 
     def __init__(self, claim: Claim, now_s: float, now_ms: int) -> None:
@@ -43,9 +43,8 @@ class Job:
         self.is_returning = False
         """The job goes back to the queue in the next write."""
         self.crashes = claim.crashes
-        self.deadline_s = (
-            None if claim.deadline_ms is None else now_s + (claim.deadline_ms - now_ms) / 1000
-        )
+        self.deadline_ms = claim.deadline_ms
+        """In Redis's time."""
         self._error = ""
         self._message = ""
         self._text = ""
@@ -74,9 +73,9 @@ class Job:
         self.request = request
         self.prompt_tokens = len(request.prompt_ids)
         self._rebuild_text()
-        if self._detokenizer is not None and self._detokenizer.stopped is not None:
-            self.reason = "stop"
-        elif self.ids and self.ids[-1] in request.sampling.stop_token_ids:
+        if (self._detokenizer is not None and self._detokenizer.stopped is not None) or (
+            self.ids and self.ids[-1] in request.sampling.stop_token_ids
+        ):
             self.reason = "stop"
         elif len(self.ids) >= request.sampling.max_tokens:
             self.reason = "length"

@@ -1,15 +1,15 @@
 """The model's tokenizer and chat template: text and chats to ids, ids to text.
 
-transformers loads them; ids of a prompt text carry the special tokens its configuration asks for (BOS),
-a chat's are those its template writes. A model without a tokenizer takes and gives token ids only.
-This module knows no requests, no Redis and no engine.
+transformers loads them; ids of a prompt text carry the special tokens its configuration asks for
+(BOS), a chat's are those its template writes. A model without a tokenizer takes and gives token ids
+only. This module knows no requests, no Redis and no engine.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer as Backend
 
@@ -32,7 +32,7 @@ class Tokenizer:
     """One model's tokenizer; safe to use from several threads."""
 
     def __init__(self, backend: Backend, pretrained: Any = None) -> None:
-        """`pretrained` is transformers' tokenizer around `backend`, which holds the chat template."""
+        """`pretrained` is transformers' tokenizer around `backend`; it has the chat template."""
         # Both are settings of the shared object: changed once, so that no call has to.
         backend.no_truncation()
         backend.no_padding()
@@ -56,10 +56,12 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            pretrained = AutoTokenizer.from_pretrained(str(directory))
-            backend = pretrained.backend_tokenizer
+            pretrained = cast(Any, AutoTokenizer).from_pretrained(str(directory))
+            backend: Backend = pretrained.backend_tokenizer
         except Exception as error:
-            raise InvalidRequest(f"the tokenizer in {directory} cannot be loaded: {error}") from error
+            raise InvalidRequest(
+                f"the tokenizer in {directory} cannot be loaded: {error}"
+            ) from error
         return cls(backend, pretrained)
 
     @property
@@ -83,7 +85,7 @@ class Tokenizer:
         """
         if not self.has_chat_template:
             raise InvalidRequest(
-                "this model has no chat template; send `prompt` or `prompt_ids` instead of `messages`"
+                "this model has no chat template; send `prompt` or `prompt_ids`, not `messages`"
             )
         plain = [_plain_message(index, message) for index, message in enumerate(messages)]
         try:
@@ -125,13 +127,16 @@ def _plain_message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     """A message whose content is one text: what templates of text models read."""
     if not isinstance(message.get("role"), str):
         raise InvalidRequest(f"messages[{index}] has no role")
-    content = message.get("content")
+    content: Any = message.get("content")
     if not isinstance(content, list):
         return dict(message)
     texts: list[str] = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise InvalidRequest(f"messages[{index}] has a part of type {kind!r}; only text is read")
-        texts.append(part["text"])
+    for part in cast(list[Any], content):
+        fields = cast(dict[str, Any], part) if isinstance(part, dict) else {}
+        kind, text = fields.get("type"), fields.get("text")
+        if kind != "text" or not isinstance(text, str):
+            raise InvalidRequest(
+                f"messages[{index}] has a part of type {kind!r}; only text is read"
+            )
+        texts.append(text)
     return {**message, "content": "\n".join(texts)}
