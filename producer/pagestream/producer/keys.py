@@ -41,16 +41,18 @@ REAP_MS = 500
 
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+@-]{0,199}")
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_name(kind: str, value: str) -> str:
-    """Return `value` if it may stand in a key as a `queue`, `job id` or `tenant`.
+    """Return `value` if it may stand in a key as a `queue`, `job id`, `tenant` or `worker`.
 
     Raises:
         InvalidRequest: the value has characters that keys do not allow, or is too long.
     """
-    pattern = {"queue": _QUEUE_NAME, "job id": _JOB_ID, "tenant": _TENANT}[kind]
+    patterns = {"queue": _QUEUE_NAME, "job id": _JOB_ID, "tenant": _TENANT, "worker": _WORKER}
+    pattern = patterns[kind]
     if not pattern.fullmatch(value):
         raise InvalidRequest(f"{kind} {value!r} does not match {pattern.pattern}")
     return value
