@@ -1,8 +1,8 @@
 """Connections to Redis, with every option chosen here.
 
-redis-py's own defaults differ between its versions (RESP2 or 3, a socket timeout or none, ten silent
-retries or none) and some of them repeat a command whose answer was lost. What we send must be safe
-to repeat, and who repeats it is our choice: nothing is retried unless `retries` says so.
+redis-py's own defaults differ between its versions (RESP2 or 3, a socket timeout or none, ten
+silent retries or none) and some of them repeat a command whose answer was lost. What we send must
+be safe to repeat, and who repeats it is our choice: nothing is retried unless `retries` says so.
 This module knows URLs and options only: no keys, no commands.
 """
 
@@ -52,8 +52,8 @@ def connect(
         url: where the server is.
         client_name: shown by CLIENT LIST; a worker's id.
         timeout_s: longest wait for an answer.
-        retries: repeats of a command after a lost connection. Workers take 0 and repeat a whole step
-            themselves; a client whose commands are safe to repeat may take more.
+        retries: repeats of a command after a lost connection. Workers take 0 and repeat a whole
+            step themselves; a client whose commands are safe to repeat may take more.
         max_connections: connections at most; a call beyond them waits for a free one.
 
     Raises:
@@ -114,7 +114,7 @@ def _options(url: str, client_name: str, timeout_s: float) -> dict[str, Any]:
 
 
 def _keepalive() -> dict[int, int]:
-    """A peer that vanished without a word is noticed after about 25 s (where the system lets us)."""
+    """A peer that vanished without a word is noticed after 25 s, where the system allows it."""
     wanted = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
     return {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
 

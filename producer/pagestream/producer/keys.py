@@ -1,6 +1,6 @@
 """Every Redis key this project uses, and how long each lives.
 
-All keys of a queue carry one hash tag, `{ps:<queue>}`, so that each script touches one Cluster slot.
+All keys of a queue carry one hash tag, `{ps:<queue>}`, so that a script touches one Cluster slot.
 A queue is a served model name (or a shard of it); scaling out is more queues.
 This module knows names only: no connection, no commands.
 """
@@ -17,7 +17,7 @@ GROUP = "workers"
 """The one consumer group of each job stream, made at id 0 so that no early job is skipped."""
 
 RETURNED = "returned"
-"""The consumer that holds jobs handed back or reclaimed, oldest first, until a worker takes them."""
+"""The consumer that holds jobs handed back or reclaimed, until a worker takes them."""
 
 LANES = ("high", "normal", "low")
 """Priority classes, most urgent first."""

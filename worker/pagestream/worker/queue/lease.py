@@ -1,4 +1,4 @@
-"""The worker's side of the wire: typed calls of the scripts, and what they need remembered.
+"""The worker's side of the wire: one worker's hold on its jobs.
 
 A `Lease` knows its step number, when the next heartbeat is due, how far it has read its control
 stream, and how Redis's clock stands to the monotonic one. It runs nothing by itself and retries
@@ -9,7 +9,7 @@ This module knows no engine, no text and no torch.
 import secrets
 import time
 from collections.abc import Container, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import msgspec
 import redis
@@ -27,157 +27,46 @@ from pagestream.producer.keys import (
     check_name,
 )
 from pagestream.producer.lua import Script
-from pagestream.producer.protocol import (
-    Entry,
-    FinishReason,
-    ModelInfo,
-    Timings,
-    Usage,
-    decode_entry,
+from pagestream.producer.protocol import Entry, ModelInfo, decode_entry
+
+from .calls import (
+    Claim,
+    Control,
+    Crash,
+    End,
+    Reaped,
+    Return,
+    Row,
+    StepCall,
+    StepReply,
+    Tail,
+    Waiting,
+    pack_end,
+    pack_row,
+    read_reply,
 )
+
+__all__ = [
+    "Claim",
+    "Control",
+    "Crash",
+    "End",
+    "Lease",
+    "Reaped",
+    "Return",
+    "Row",
+    "StepCall",
+    "StepReply",
+    "Tail",
+    "Waiting",
+]
 
 WAIT_MS_MAX = 5_000
 """Longest single wait: shorter than a connection's timeout."""
 
 REPLAY_PAGE_ENTRIES = 1_000
 
-
-class Row(NamedTuple):
-    """New tokens of one choice: one entry of the job's reply."""
-
-    job_id: str
-    epoch: int
-    offset: int
-    """Output tokens published with this entry included, over all choices."""
-    choice: int
-    start: int
-    """Index of the first of `ids` in its choice."""
-    ids: Sequence[int]
-    text: str
-
-
-class End(NamedTuple):
-    """A job's terminal entry."""
-
-    job_id: str
-    epoch: int
-    offset: int
-    """The last row's offset + 1."""
-    choice: int
-    reason: FinishReason
-    text: str
-    usage: Usage
-    timings: Timings
-    error: str = ""
-    message: str = ""
-
-
-class Return(NamedTuple):
-    """A job handed back; a plain `(job_id, epoch)` does as well."""
-
-    job_id: str
-    epoch: int
-    tokens_max: int | None = None
-    """The prompt's length, if it is better known now than when the job was submitted."""
-
-
-class StepCall(msgspec.Struct, kw_only=True):
-    """What one step tells Redis, and the room there is for new jobs."""
-
-    rows: list[Row] = []
-    ends: list[End] = []
-    returns: Sequence[Return | tuple[str, int]] = ()
-    """Handed back after their rows are published: the next worker goes on from there."""
-    slots: int = 0
-    """Jobs to claim at most."""
-    tokens: int = 0
-    """Sum of the prompts' `tokens_max` to claim at most."""
-    info: str = "{}"
-    """The heartbeat's value: JSON of counters, for people and probes."""
-
-
-class Claim(NamedTuple):
-    """A job this worker now owns, until its epoch is over."""
-
-    job_id: str
-    epoch: int
-    crashes: int
-    lane: str
-    tenant: str
-    payload: bytes
-    queued_ms: int
-    """When it was accepted, in Redis's time."""
-    deadline_ms: int | None
-    """In Redis's time: compare with `Lease.now_ms()`."""
-    mirror: bool
-
-
-class Control(NamedTuple):
-    """A message to this worker."""
-
-    id: str
-    kind: Literal["cancel", "drain"]
-    job_id: str
-
-
-class Waiting(NamedTuple):
-    """The best job that waits and could not be claimed."""
-
-    lane: str
-    tenant: str
-
-
-class StepReply(NamedTuple):
-    """Redis's answer to a step.
-
-    Codes, one letter a row or end: `k` written · `f` fenced (the job is another's now) · `g` gone (the
-    reader deleted the reply; the job is closed) · `d` that offset was written before.
-    """
-
-    status: Literal["applied", "already", "rollback"]
-    """`already`: an earlier try of this step was applied and its answer lost; `claims` then lists
-    every job this worker owns. `rollback`: nothing was done; call `resync` before the next step."""
-    now_ms: int
-    row_codes: str
-    end_codes: str
-    claims: list[Claim]
-    controls: list[Control]
-    bell_id: str
-    waiting: Waiting | None
-
-
-class Reaped(NamedTuple):
-    """What a reap did."""
-
-    put_back: int = 0
-    """Jobs of dead workers that wait again."""
-    dead: int = 0
-    """Jobs of dead workers that became dead letters."""
-    workers: tuple[str, ...] = ()
-    """The dead workers."""
-    lost: tuple[tuple[str, int], ...] = ()
-    """Jobs (id, epoch) this worker owns but does not hold; its next step hands them back."""
-
-
-class Tail(NamedTuple):
-    """What Redis still knows of a running job after a rollback."""
-
-    job_id: str
-    owned: bool
-    """False: another worker has it, or it has ended or is forgotten. Drop it."""
-    state: str
-    """Empty where Redis does not know the job."""
-    last_id: str
-    offset: int
-    """Output tokens in the reply: publish again from here."""
-
-
-class Crash(NamedTuple):
-    """What became of a job whose engine died."""
-
-    job_id: str
-    crashes: int
-    outcome: Literal["kept", "dead", "fenced"]
+_pack = msgspec.msgpack.Encoder().encode
 
 
 class Lease:
@@ -210,7 +99,7 @@ class Lease:
             InvalidRequest: the worker's name cannot stand in a key.
         """
         self.worker = check_name("worker", worker)
-        self._redis = redis
+        self._redis: Any = redis
         self._keys = keys
         self._key = keys.step(worker)
         self._ttl_ms = heartbeat_ttl_ms
@@ -256,8 +145,8 @@ class Lease:
     def step(self, call: StepCall) -> StepReply:
         """Publish, finish, hand back and claim, in one atomic call.
 
-        After an error (lost connection, server out of service) call again with the same `call`: it is
-        applied once, however often it is sent.
+        After an error (lost connection, server out of service) call again with the same `call`: it
+        is applied once, however often it is sent.
         """
         assert self._unanswered is None or self._unanswered is call, (
             "resend the unanswered step first"
@@ -270,8 +159,8 @@ class Lease:
             self._step + 1,
             self._ttl_ms if beats else 0,
             call.info,
-            [_pack_row(row) for row in call.rows],
-            [_pack_end(end) for end in call.ends],
+            [pack_row(row) for row in call.rows],
+            [pack_end(end) for end in call.ends],
             [*call.returns, *self._lost],
             call.slots,
             call.tokens,
@@ -280,7 +169,7 @@ class Lease:
         )
         sent_ms = _monotonic_ms()
         answer = self._call("step", _pack(request))
-        reply = _read_reply(answer)
+        reply = read_reply(answer)
         self._clock.set(reply.now_ms, sent_ms, _monotonic_ms())
         self._unanswered = None
         self._lost.clear()
@@ -317,8 +206,8 @@ class Lease:
     def reap(self, held: Container[str]) -> Reaped:
         """Take back the jobs of dead workers; find jobs of our own that we do not run.
 
-        Does nothing while a step is unanswered, or within a heartbeat's life of an outage: then every
-        heartbeat is stale, and the others need that long to come back.
+        Does nothing while a step is unanswered, or within a heartbeat's life of an outage: then
+        every heartbeat is stale, and the others need that long to come back.
 
         Args:
             held: ids of every job this worker holds.
@@ -344,7 +233,7 @@ class Lease:
         return [Crash(job_id.decode(), crashes, what.decode()) for job_id, crashes, what in outcome]
 
     def replay(self, job_id: str) -> list[Entry]:
-        """Return every entry of a job's reply, oldest first: what a resumed job has said already."""
+        """Return every entry of a job's reply, oldest first: what a resumed job has said."""
         entries: list[Entry] = []
         after = "-"
         while True:
@@ -370,7 +259,7 @@ class Lease:
             raise
 
     def leave(self) -> None:
-        """End of one's own will: what is still held goes back, no crash counted, and the keys go."""
+        """Leave the queue: what is still held goes back, no crash is counted, and the keys go."""
         self._call("leave", self.worker, self._incarnation)
 
     def beat_due_ms(self) -> float:
@@ -394,9 +283,9 @@ class Lease:
         return answer
 
     def _server_is_new(self) -> bool:
-        """Whether the server came up so recently that other workers may still be on their way back."""
+        """Whether the server came up so lately that other workers may still be on their way."""
         try:
-            info: Any = self._redis.info("server")
+            info = self._redis.info("server")
         except NoPermissionError:
             return True
         return info.get("uptime_in_seconds", 0) * 1000 < 2 * self._ttl_ms
@@ -427,56 +316,5 @@ class _Clock:
         return _monotonic_ms() + self._offset_ms
 
 
-_pack = msgspec.msgpack.Encoder().encode
-
-
 def _monotonic_ms() -> float:
     return time.monotonic() * 1000
-
-
-def _pack_row(row: Row) -> tuple[object, ...]:
-    job_id, epoch, offset, choice, start, ids, text = row
-    packed_ids = " ".join(map(str, ids)) if len(ids) != 1 else str(ids[0])
-    return job_id, epoch, f"{epoch}-{offset}", str(choice), str(start), packed_ids, text
-
-
-def _pack_end(end: End) -> tuple[object, ...]:
-    usage = msgspec.json.encode(end.usage).decode()
-    timings = msgspec.json.encode(end.timings).decode()
-    head = (end.job_id, end.epoch, end.offset, str(end.choice), end.reason, end.text)
-    return (*head, usage, timings, end.error, end.message)
-
-
-def _read_reply(answer: list[Any]) -> StepReply:
-    status, now_ms, row_codes, end_codes, claims, controls, bell_id, waiting = answer
-    return StepReply(
-        status=status.decode(),
-        now_ms=now_ms,
-        row_codes=row_codes.decode(),
-        end_codes=end_codes.decode(),
-        claims=[_read_claim(claim) for claim in claims],
-        controls=[control for item in controls if (control := _read_control(item)) is not None],
-        bell_id=bell_id.decode(),
-        waiting=Waiting(waiting[0].decode(), waiting[1].decode()) if waiting else None,
-    )
-
-
-def _read_claim(claim: list[Any]) -> Claim:
-    job_id, epoch, crashes, lane, tenant, payload, queued_ms, deadline_ms, mirror = claim
-    return Claim(
-        job_id=job_id.decode(),
-        epoch=epoch,
-        crashes=crashes,
-        lane=lane.decode(),
-        tenant=tenant.decode(),
-        payload=payload,
-        queued_ms=queued_ms,
-        deadline_ms=int(deadline_ms) if deadline_ms else None,
-        mirror=mirror == b"1",
-    )
-
-
-def _read_control(item: list[bytes]) -> Control:
-    fields = {item[i]: item[i + 1] for i in range(1, len(item) - 1, 2)}
-    kind = fields.get(b"kind", b"").decode("utf-8", "replace")
-    return Control(item[0].decode(), kind, fields.get(b"id", b"").decode("utf-8", "replace"))
