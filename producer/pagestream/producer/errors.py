@@ -18,7 +18,7 @@ class InvalidRequest(PagestreamError):
 
 
 class UnsupportedParameter(InvalidRequest):
-    """A known parameter has a value this version does not implement; the neutral one is accepted."""
+    """A known parameter has a value that is not implemented; its neutral value is accepted."""
 
     code = "unsupported_parameter"
 
