@@ -7,6 +7,7 @@
     redis_client   a synchronous connection to it, bytes in and out
     queue_name     a queue no other test uses; all its keys are deleted afterwards
     keys           `Keys(queue_name)`
+    wire           `Wire(redis_client, keys)`: short ways to submit, cancel, and look
     own_server     a function that starts a server this test alone may kill, stop or fill
 
 The binary is `PAGESTREAM_TEST_SERVER` where set (to test against another version), else
@@ -30,8 +31,9 @@ import pytest
 import redis
 
 from pagestream.producer.keys import QUEUES, Keys
+from wire_tools import Wire
 
-__all__ = ["keys", "own_server", "queue_name", "redis_client", "redis_server", "redis_url"]
+__all__ = ["keys", "own_server", "queue_name", "redis_client", "redis_server", "redis_url", "wire"]
 
 START_TIMEOUT_S = 20.0
 
@@ -167,3 +169,8 @@ def queue_name(redis_client: redis.Redis) -> Iterator[str]:
 @pytest.fixture
 def keys(queue_name: str) -> Keys:
     return Keys(queue_name)
+
+
+@pytest.fixture
+def wire(redis_client: redis.Redis, keys: Keys) -> Wire:
+    return Wire(redis_client, keys)

@@ -18,7 +18,7 @@ class InvalidRequest(PagestreamError):
 
 
 class UnsupportedParameter(InvalidRequest):
-    """A known parameter has a value this version does not implement; its neutral value is accepted."""
+    """A known parameter has a value that is not implemented; its neutral value is accepted."""
 
     code = "unsupported_parameter"
 
@@ -95,7 +95,7 @@ class QueueUnavailable(PagestreamError):
 
 
 class WorkerNameTaken(PagestreamError):
-    """A live worker of this queue has the name already: leave `--name` out, or stop the other one."""
+    """A live worker of this queue has the name: leave `--name` out, or stop the other worker."""
 
     code = "worker_name_taken"
 

@@ -1,6 +1,6 @@
 """Every Redis key this project uses, and how long each lives.
 
-All keys of a queue carry one hash tag, `{ps:<queue>}`, so that each script touches one Cluster slot.
+All keys of a queue carry one hash tag, `{ps:<queue>}`, so that a script touches one Cluster slot.
 A queue is a served model name (or a shard of it); scaling out is more queues.
 This module knows names only: no connection, no commands.
 """
@@ -17,7 +17,7 @@ GROUP = "workers"
 """The one consumer group of each job stream, made at id 0 so that no early job is skipped."""
 
 RETURNED = "returned"
-"""The consumer that holds jobs handed back or reclaimed, oldest first, until a worker takes them."""
+"""The consumer that holds jobs handed back or reclaimed, until a worker takes them."""
 
 LANES = ("high", "normal", "low")
 """Priority classes, most urgent first."""
@@ -41,16 +41,18 @@ REAP_MS = 500
 
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+@-]{0,199}")
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_name(kind: str, value: str) -> str:
-    """Return `value` if it may stand in a key as a `queue`, `job id` or `tenant`.
+    """Return `value` if it may stand in a key as a `queue`, `job id`, `tenant` or `worker`.
 
     Raises:
         InvalidRequest: the value has characters that keys do not allow, or is too long.
     """
-    pattern = {"queue": _QUEUE_NAME, "job id": _JOB_ID, "tenant": _TENANT}[kind]
+    patterns = {"queue": _QUEUE_NAME, "job id": _JOB_ID, "tenant": _TENANT, "worker": _WORKER}
+    pattern = patterns[kind]
     if not pattern.fullmatch(value):
         raise InvalidRequest(f"{kind} {value!r} does not match {pattern.pattern}")
     return value

@@ -49,19 +49,21 @@ class Script:
 
     def __call__(self, redis: redis.Redis, key: str, *args: Argument) -> Any:
         """Run it on a synchronous connection."""
+        server: Any = redis
         try:
-            return redis.execute_command("EVALSHA", self.sha, 1, key, *args)
+            return server.execute_command("EVALSHA", self.sha, 1, key, *args)
         except NoScriptError:
-            redis.script_load(self.text)
-            return redis.execute_command("EVALSHA", self.sha, 1, key, *args)
+            server.script_load(self.text)
+            return server.execute_command("EVALSHA", self.sha, 1, key, *args)
 
     async def run(self, redis: redis.asyncio.Redis, key: str, *args: Argument) -> Any:
         """Run it on an asyncio connection."""
+        server: Any = redis
         try:
-            return await redis.execute_command("EVALSHA", self.sha, 1, key, *args)
+            return await server.execute_command("EVALSHA", self.sha, 1, key, *args)
         except NoScriptError:
-            await redis.script_load(self.text)
-            return await redis.execute_command("EVALSHA", self.sha, 1, key, *args)
+            await server.script_load(self.text)
+            return await server.execute_command("EVALSHA", self.sha, 1, key, *args)
 
 
 def main() -> None:

@@ -19,17 +19,16 @@ local running = prefix .. 'running:' .. worker
 local STATES = {stop = 'done', length = 'done', cancelled = 'cancelled', expired = 'expired',
   error = 'failed'}
 
-local function bell_id()
-  local last = call('XREVRANGE', prefix .. 'bell', '+', '-', 'COUNT', 1)[1]
-  return last and last[1] or '0-0'
-end
+-- As of the beginning: what this step rings itself is news to this worker, too.
+local bell = call('XREVRANGE', prefix .. 'bell', '+', '-', 'COUNT', 1)[1]
+local bell_id = bell and bell[1] or '0-0'
 
 local status = 'applied'
 local last_step = call('GET', prefix .. 'step:' .. worker)
 if last_step == incarnation .. ':' .. digits(step) then
   status = 'already'
 elseif last_step ~= incarnation .. ':' .. digits(step - 1) then
-  return {'rollback', now, '', '', {}, {}, bell_id(), {}}
+  return {'rollback', now, '', '', {}, {}, bell_id, {}}
 end
 
 -- XTRIM is the first write because a server out of memory allows it, and then all that follows in
@@ -190,4 +189,4 @@ if beat_ttl_ms > 0 then
   call('SET', prefix .. 'hb:' .. worker, beat_info, 'PX', beat_ttl_ms)
 end
 
-return {status, now, table.concat(row_codes), table.concat(end_codes), claims, controls, bell_id(), waiting}
+return {status, now, table.concat(row_codes), table.concat(end_codes), claims, controls, bell_id, waiting}

@@ -1,1 +1,1 @@
-"""The queue process: claims jobs, tokenizes, has an engine run them, publishes their tokens."""
+"""The queue process: claims jobs, runs them on an engine process, publishes their tokens."""
