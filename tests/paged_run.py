@@ -9,7 +9,7 @@ import random
 import torch
 from torch import Tensor
 
-from pagestream.worker.models.decoder import Decoder
+from pagestream.worker.models.decoder import Model
 from pagestream.worker.models.inputs import ForwardInputs, LayerCache
 
 BLOCK_TOKENS = 16
@@ -19,18 +19,18 @@ _POISON = 100.0
 class PagedRun:
     """Sequences in rows of a block table; `step` runs pieces of prompts and decodes together."""
 
-    def __init__(self, model: Decoder, rows: int, max_tokens: int, seed: int = 0) -> None:
+    def __init__(self, model: Model, rows: int, max_tokens: int, seed: int = 0) -> None:
         spec, self.model = model.spec, model
         max_blocks = -(-max_tokens // BLOCK_TOKENS)
         free = list(range(1, rows * max_blocks + 1))  # block 0 belongs to nobody
         random.Random(seed).shuffle(free)
-        shape = (len(free) + 1, BLOCK_TOKENS, spec.kv_heads, spec.head_dim)
+        shape = (len(free) + 1, BLOCK_TOKENS, spec.num_kv_heads, spec.head_dim)
         self.cache = [
             LayerCache(
                 torch.full(shape, _POISON, dtype=spec.dtype),
                 torch.full(shape, _POISON, dtype=spec.dtype),
             )
-            for _ in range(spec.layers)
+            for _ in range(spec.num_layers)
         ]
         self.block_table = torch.tensor(free, dtype=torch.int32).view(rows, max_blocks)
         self.prompt_lens = torch.zeros(rows, dtype=torch.int32)

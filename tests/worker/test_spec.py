@@ -34,8 +34,8 @@ def _spec(model_type: str, **values: Any) -> ModelSpec:
 
 def test_shape_and_switches_of_each_family() -> None:
     llama = _spec("llama", num_key_value_heads=2)
-    assert (llama.layers, llama.hidden, llama.intermediate) == (4, 64, 96)
-    assert (llama.heads, llama.kv_heads, llama.head_dim) == (4, 2, 16)
+    assert (llama.num_layers, llama.hidden_size, llama.intermediate_size) == (4, 64, 96)
+    assert (llama.num_heads, llama.num_kv_heads, llama.head_dim) == (4, 2, 16)
     assert (llama.q_size, llama.kv_size) == (64, 32)
     assert (llama.qkv_bias, llama.o_bias, llama.mlp_bias, llama.qk_norm) == (False,) * 4
     qwen2 = _spec("qwen2", num_key_value_heads=4)
@@ -48,7 +48,9 @@ def test_switches_of_the_config() -> None:
     biased = _spec("llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
     switches = (biased.qkv_bias, biased.o_bias, biased.mlp_bias, biased.tied_embeddings)
     assert switches == (True,) * 4
-    assert biased.kv_heads == biased.heads, "without num_key_value_heads every head has its own"
+    assert biased.num_kv_heads == biased.num_heads, (
+        "without num_key_value_heads every head has its own"
+    )
     assert _spec("qwen3", num_key_value_heads=4, attention_bias=True).o_bias
     assert _spec("llama", head_dim=24).q_size == 96
 
@@ -177,10 +179,10 @@ def test_benchmark_shapes_have_the_published_size(
 ) -> None:
     spec = read_spec(BENCHMARKS / name)
     attention = (
-        spec.hidden * (2 * spec.q_size + 2 * spec.kv_size) + spec.qk_norm * 2 * spec.head_dim
+        spec.hidden_size * (2 * spec.q_size + 2 * spec.kv_size) + spec.qk_norm * 2 * spec.head_dim
     )
-    layer = attention + 3 * spec.hidden * spec.intermediate + 2 * spec.hidden
-    embeddings = spec.vocab_size * spec.hidden * (1 if spec.tied_embeddings else 2)
-    parameters = spec.layers * layer + embeddings + spec.hidden
+    layer = attention + 3 * spec.hidden_size * spec.intermediate_size + 2 * spec.hidden_size
+    embeddings = spec.vocab_size * spec.hidden_size * (1 if spec.tied_embeddings else 2)
+    parameters = spec.num_layers * layer + embeddings + spec.hidden_size
     assert round(parameters / 1e9, 3) == billions
     assert (spec.context_tokens, spec.dtype) == (context_tokens, torch.bfloat16)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,27 @@ from tiny_models import FAMILIES, make_checkpoint
 
 from pagestream.worker.config import EngineConfig
 from pagestream.worker.models import load_model
-from pagestream.worker.models.decoder import Decoder
+from pagestream.worker.models.decoder import Model
 from pagestream.worker.models.errors import BadCheckpoint
 from pagestream.worker.models.weights import checkpoint_targets
 
 CPU = torch.device("cpu")
 
 
-def _load(path: Path, **settings: str) -> Decoder:
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors: on a busy machine a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _load(path: Path, **settings: str) -> Model:
     return load_model(EngineConfig(model=str(path), **settings), CPU)  # pyright: ignore[reportArgumentType]
 
 
-def _same(first: Decoder, second: Decoder) -> bool:
+def _same(first: Model, second: Model) -> bool:
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
 
@@ -177,3 +187,11 @@ def test_dummy_weights_look_like_an_initialiser(tmp_path: Path) -> None:
     assert not torch.equal(first, second)
     assert torch.linalg.matrix_rank(model.embed) == 256
     assert torch.equal(model.norm, torch.ones(256))
+
+
+def test_positions_reach_the_end_of_the_last_block(tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path)
+    model = load_model(EngineConfig(model=str(tmp_path), max_model_tokens=50), CPU)
+    assert model.rope.cos_sin(torch.tensor([63])).isfinite().all()
+    with pytest.raises(IndexError):
+        model.rope.cos_sin(torch.tensor([64]))

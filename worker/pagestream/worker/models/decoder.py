@@ -14,26 +14,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from pagestream.kernels.linear import linear
-from pagestream.kernels.paged_attention import decode_attention, prefill_attention
-from pagestream.kernels.rms_norm import rms_norm
-from pagestream.kernels.rope_and_cache import rope_and_cache
-from pagestream.kernels.silu_mul import silu_mul
-from pagestream.worker.models.inputs import ForwardInputs, LayerCache
-from pagestream.worker.models.linear import Linear
-from pagestream.worker.models.rope import Rope
-from pagestream.worker.models.spec import ModelSpec
+from pagestream.kernels import (
+    decode_attention,
+    linear,
+    prefill_attention,
+    rms_norm,
+    rope_and_cache,
+    silu_mul,
+)
+
+from .inputs import ForwardInputs, LayerCache
+from .linear import Linear
+from .rope import Rope
+from .spec import ModelSpec
 
 
-class Decoder:
+class Model:
     """Token ids in, hidden states out; then hidden states in, logits out."""
 
     def __init__(self, spec: ModelSpec, rope: Rope, device: torch.device) -> None:
         self.spec = spec
         self.rope = rope
-        self.embed = torch.empty(spec.vocab_size, spec.hidden, dtype=spec.dtype, device=device)
+        self.embed = torch.empty(spec.vocab_size, spec.hidden_size, dtype=spec.dtype, device=device)
         self.layers = [Layer(spec, window, device) for window in spec.windows]
-        self.norm = torch.empty(spec.hidden, dtype=spec.dtype, device=device)
+        self.norm = torch.empty(spec.hidden_size, dtype=spec.dtype, device=device)
         self.head = self.embed if spec.tied_embeddings else torch.empty_like(self.embed)
 
     def forward(self, inputs: ForwardInputs, cache: list[LayerCache]) -> Tensor:
@@ -86,9 +90,9 @@ class Layer:
 
     def __init__(self, spec: ModelSpec, window: int | None, device: torch.device) -> None:
         self.norm_eps = spec.norm_eps
-        self.attention_norm = torch.empty(spec.hidden, dtype=spec.dtype, device=device)
+        self.attention_norm = torch.empty(spec.hidden_size, dtype=spec.dtype, device=device)
         self.attention = Attention(spec, window, device)
-        self.mlp_norm = torch.empty(spec.hidden, dtype=spec.dtype, device=device)
+        self.mlp_norm = torch.empty(spec.hidden_size, dtype=spec.dtype, device=device)
         self.mlp = Mlp(spec, device)
 
     def __call__(
@@ -120,10 +124,12 @@ class Attention:
     """Grouped-query attention over the paged cache; one projection gives queries, keys, values."""
 
     def __init__(self, spec: ModelSpec, window: int | None, device: torch.device) -> None:
-        self.heads, self.window, self.norm_eps = spec.heads, window, spec.norm_eps
+        self.heads, self.window, self.norm_eps = spec.num_heads, window, spec.norm_eps
         width, dtype = spec.q_size + 2 * spec.kv_size, spec.dtype
-        self.qkv = Linear(spec.hidden, width, bias=spec.qkv_bias, dtype=dtype, device=device)
-        self.out = Linear(spec.q_size, spec.hidden, bias=spec.o_bias, dtype=dtype, device=device)
+        self.qkv = Linear(spec.hidden_size, width, bias=spec.qkv_bias, dtype=dtype, device=device)
+        self.out = Linear(
+            spec.q_size, spec.hidden_size, bias=spec.o_bias, dtype=dtype, device=device
+        )
         self.q_norm = (
             torch.empty(spec.head_dim, dtype=dtype, device=device) if spec.qk_norm else None
         )
@@ -202,9 +208,11 @@ class Mlp:
     def __init__(self, spec: ModelSpec, device: torch.device) -> None:
         bias, dtype = spec.mlp_bias, spec.dtype
         self.gate_up = Linear(
-            spec.hidden, 2 * spec.intermediate, bias=bias, dtype=dtype, device=device
+            spec.hidden_size, 2 * spec.intermediate_size, bias=bias, dtype=dtype, device=device
         )
-        self.down = Linear(spec.intermediate, spec.hidden, bias=bias, dtype=dtype, device=device)
+        self.down = Linear(
+            spec.intermediate_size, spec.hidden_size, bias=bias, dtype=dtype, device=device
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Shapes: x [tokens, hidden] -> [tokens, hidden]."""

@@ -1,12 +1,6 @@
 """What can be wrong with a model, as typed errors that say how to put it right."""
 
-from pagestream.producer.errors import PagestreamError
-
-
-class ModelError(PagestreamError):
-    """The model cannot be served as asked."""
-
-    code = "model_error"
+from ..errors import ModelError
 
 
 class ModelNotFound(ModelError):
@@ -22,6 +16,6 @@ class UnsupportedModel(ModelError):
 
 
 class BadCheckpoint(ModelError):
-    """The weight files do not hold what the configuration promises."""
+    """The model's files do not hold what they should."""
 
     code = "bad_checkpoint"

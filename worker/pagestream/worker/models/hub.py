@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from pagestream.worker.models.errors import BadCheckpoint, ModelNotFound
+from .errors import BadCheckpoint, ModelNotFound
 
 _TEXT_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _WEIGHT_FILES = ["*.safetensors"]
@@ -164,7 +164,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _token_ids(value: object, path: Path) -> list[int]:
+def _token_ids(value: Any, path: Path) -> list[int]:
     """An `eos_token_id` as a list: the files write an int, a list of ints, or null."""
     ids = [] if value is None else value if isinstance(value, list) else [value]
     for token_id in ids:

@@ -6,7 +6,7 @@ The decoder only calls it, so that other storage of the weight is another class 
 import torch
 from torch import Tensor
 
-from pagestream.kernels.linear import linear
+from pagestream.kernels import linear
 
 
 class Linear:

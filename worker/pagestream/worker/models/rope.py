@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from pagestream.worker.models.spec import ModelSpec
+from .spec import ModelSpec
 
 
 class Rope(Protocol):
@@ -120,7 +120,7 @@ def _rope_config(spec: ModelSpec) -> PreTrainedConfig:
     config = PreTrainedConfig()
     config.rope_parameters = dict(spec.rope_parameters)
     config.head_dim = spec.head_dim
-    config.hidden_size = spec.hidden
-    config.num_attention_heads = spec.heads
+    config.hidden_size = spec.hidden_size
+    config.num_attention_heads = spec.num_heads
     config.max_position_embeddings = spec.rope_trained_tokens
     return config

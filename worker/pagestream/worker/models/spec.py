@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from pagestream.worker.models.errors import BadCheckpoint, UnsupportedModel
+from .errors import BadCheckpoint, UnsupportedModel
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
@@ -43,12 +43,12 @@ class ModelSpec:
     """The shape and the switches of a decoder."""
 
     family: str
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
     head_dim: int
+    hidden_size: int
+    intermediate_size: int
     vocab_size: int
     context_tokens: int
     """Prompt and output together that the model is meant for, its rope scaling included."""
@@ -71,12 +71,12 @@ class ModelSpec:
     @property
     def q_size(self) -> int:
         """Columns of the fused projection that are queries."""
-        return self.heads * self.head_dim
+        return self.num_heads * self.head_dim
 
     @property
     def kv_size(self) -> int:
         """Columns of the fused projection that are keys (and as many values)."""
-        return self.kv_heads * self.head_dim
+        return self.num_kv_heads * self.head_dim
 
 
 def read_spec(directory: Path, dtype: torch.dtype | None = None) -> ModelSpec:
@@ -124,12 +124,12 @@ def spec_from_config(config: PreTrainedConfig, dtype: torch.dtype | None = None)
     rope = dict(config.rope_parameters)
     return ModelSpec(
         family=config.model_type,
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
         head_dim=head_dim,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
         vocab_size=config.vocab_size,
         context_tokens=_context_tokens(rope, config.max_position_embeddings),
         windows=_windows(config),
@@ -141,7 +141,7 @@ def spec_from_config(config: PreTrainedConfig, dtype: torch.dtype | None = None)
         tied_embeddings=bool(config.tie_word_embeddings),
         rope_parameters=MappingProxyType(rope),
         rope_trained_tokens=config.max_position_embeddings,
-        dtype=dtype or config.dtype or torch.float32,
+        dtype=dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32),
     )
 
 

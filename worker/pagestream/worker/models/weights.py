@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pagestream.worker.models.decoder import Decoder, Layer
-from pagestream.worker.models.errors import BadCheckpoint
-from pagestream.worker.models.linear import Linear
+from .decoder import Layer, Model
+from .errors import BadCheckpoint
+from .linear import Linear
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) after each tensor."""
@@ -27,7 +27,7 @@ _DUMMY_STD = 0.02
 _NOISE_NUMBERS = 1_048_573  # prime: repeats of it line up with no matrix
 
 
-def load_weights(model: Decoder, directory: Path, progress: Progress | None = None) -> None:
+def load_weights(model: Model, directory: Path, progress: Progress | None = None) -> None:
     """Fill every parameter of `model` from the safetensors files in `directory`, cast to its dtype.
 
     Raises:
@@ -56,7 +56,7 @@ def load_weights(model: Decoder, directory: Path, progress: Progress | None = No
         progress(total_bytes, total_bytes)
 
 
-def dummy_weights(model: Decoder, progress: Progress | None = None) -> None:
+def dummy_weights(model: Model, progress: Progress | None = None) -> None:
     """Fill every parameter of `model` with random numbers made on its device; always the same.
 
     As checkpoints are initialised: matrices N(0, 0.02), norm weights 1, biases 0, so that
@@ -78,7 +78,7 @@ def dummy_weights(model: Decoder, progress: Progress | None = None) -> None:
             progress(done_bytes, total_bytes)
 
 
-def checkpoint_targets(model: Decoder) -> dict[str, Tensor]:
+def checkpoint_targets(model: Model) -> dict[str, Tensor]:
     """Where each tensor of a checkpoint goes: by name, the parameter or the part of a fused one."""
     targets = {"model.embed_tokens.weight": model.embed, "model.norm.weight": model.norm}
     if not model.spec.tied_embeddings:
@@ -89,17 +89,17 @@ def checkpoint_targets(model: Decoder) -> dict[str, Tensor]:
     return targets
 
 
-def _layer_targets(layer: Layer, model: Decoder) -> Iterator[tuple[str, Tensor]]:
+def _layer_targets(layer: Layer, model: Model) -> Iterator[tuple[str, Tensor]]:
     spec, attention, mlp = model.spec, layer.attention, layer.mlp
     yield "input_layernorm.weight", layer.attention_norm
     yield "post_attention_layernorm.weight", layer.mlp_norm
     qkv = {"q_proj": spec.q_size, "k_proj": spec.kv_size, "v_proj": spec.kv_size}
     yield from _parts(attention.qkv, "self_attn", qkv)
-    yield from _parts(attention.out, "self_attn", {"o_proj": spec.hidden})
+    yield from _parts(attention.out, "self_attn", {"o_proj": spec.hidden_size})
     yield from _parts(
-        mlp.gate_up, "mlp", {"gate_proj": spec.intermediate, "up_proj": spec.intermediate}
+        mlp.gate_up, "mlp", {"gate_proj": spec.intermediate_size, "up_proj": spec.intermediate_size}
     )
-    yield from _parts(mlp.down, "mlp", {"down_proj": spec.hidden})
+    yield from _parts(mlp.down, "mlp", {"down_proj": spec.hidden_size})
     if attention.q_norm is not None and attention.k_norm is not None:
         yield "self_attn.q_norm.weight", attention.q_norm
         yield "self_attn.k_norm.weight", attention.k_norm
@@ -140,7 +140,7 @@ def _weight_files(directory: Path) -> list[Path]:
     )
 
 
-def _check_tensors(files: list[Path], targets: dict[str, Tensor], model: Decoder) -> None:
+def _check_tensors(files: list[Path], targets: dict[str, Tensor], model: Model) -> None:
     """Compare all names and shapes with what the model needs, reading only the files' headers."""
     found: set[str] = set()
     unexpected: list[str] = []
@@ -174,7 +174,7 @@ def _check_tensors(files: list[Path], targets: dict[str, Tensor], model: Decoder
         )
 
 
-def _is_ignorable(name: str, model: Decoder) -> bool:
+def _is_ignorable(name: str, model: Model) -> bool:
     """Whether checkpoints carry this tensor although the model computes it from something else."""
     return name.endswith(".rotary_emb.inv_freq") or (
         name == "lm_head.weight" and model.spec.tied_embeddings
@@ -195,7 +195,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
-def _norms(model: Decoder) -> Iterator[Tensor]:
+def _norms(model: Model) -> Iterator[Tensor]:
     yield model.norm
     for layer in model.layers:
         yield from (layer.attention_norm, layer.mlp_norm)
