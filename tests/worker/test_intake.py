@@ -15,8 +15,8 @@ from pagestream.producer.errors import InvalidRequest, PagestreamError
 from pagestream.producer.protocol import Entry, ModelInfo, Payload, encode_payload
 from pagestream.producer.sampling import SamplingParams
 from pagestream.worker.models.hub import GenerationDefaults, generation_defaults
+from pagestream.worker.queue.calls import Claim
 from pagestream.worker.queue.intake import Intake, Intaken, IntakeThread, published_ids
-from pagestream.worker.queue.lease import Claim
 from pagestream.worker.queue.tokenizer import Tokenizer
 
 

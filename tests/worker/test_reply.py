@@ -8,9 +8,9 @@ from tiny_tokenizer import EOS, byte_level
 
 from pagestream.producer.errors import InvalidRequest
 from pagestream.worker.messages import Output, Sampling
+from pagestream.worker.queue.calls import Claim
 from pagestream.worker.queue.detokenizer import Detokenizer
 from pagestream.worker.queue.intake import Prepared
-from pagestream.worker.queue.lease import Claim
 from pagestream.worker.queue.reply import Job
 from pagestream.worker.queue.tokenizer import Tokenizer
 

@@ -164,10 +164,11 @@ def test_a_name_that_is_taken(spawn: Callable[..., Process], bare: str) -> None:
     assert "alpha" in other.log[-1]
 
 
-def test_no_redis(spawn: Callable[..., Process], tmp_path: Path) -> None:
-    worker = spawn(redis_url=f"unix://{tmp_path}/none")
+def test_no_redis(spawn: Callable[..., Process]) -> None:
+    worker = spawn(redis_url="redis://user:secret@127.0.0.1:1/0")
     assert worker.wait() == 69
-    assert "no Redis at unix://" in worker.log[-1]
+    assert "no Redis at redis://127.0.0.1:1/0" in worker.log[-1]
+    assert "secret" not in "".join(worker.log)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_no_redis(spawn: Callable[..., Process], tmp_path: Path) -> None:
         ({"fail": "a bug"}, {}, 70, "RuntimeError: a bug"),
         ({"refuse": "cannot be served"}, {}, 78, "cannot be served"),
         ({}, {"model": "/nowhere/model"}, 78, "/nowhere/model"),
-        ({}, {"redis_url": "http://x"}, 78, "http://x"),
+        ({}, {"redis_url": "http://x"}, 78, "http://"),
         ({}, {"served_model_name": "a b"}, 78, "--served-model-name"),
     ],
 )

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
@@ -119,7 +120,9 @@ def _serve(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: Engin
     try:
         redis.ping()
     except RedisError as error:
-        raise _Exit(REDIS_UNAVAILABLE, f"no Redis at {settings.redis_url}: {error}") from error
+        raise _Exit(
+            REDIS_UNAVAILABLE, f"no Redis at {_without_password(settings.redis_url)}: {error}"
+        ) from error
     directory = resolve(settings.model, settings.revision, weights=False)
     engine.start()
     tokenizer = Tokenizer.load(directory)
@@ -145,6 +148,11 @@ def _serve(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: Engin
     # Not after a bug: the jobs it may have met then count a crash when this worker is found dead.
     _leave(lease)
     logger.info("worker %s has stopped", worker)
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def _leave(lease: Lease) -> None:

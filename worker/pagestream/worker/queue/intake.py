@@ -18,8 +18,8 @@ from pagestream.producer.sampling import SamplingParams
 
 from ..messages import Sampling
 from .backoff import RedisGone
+from .calls import Claim
 from .detokenizer import Detokenizer
-from .lease import Claim
 from .pieces import NoPieces
 from .tokenizer import Tokenizer
 

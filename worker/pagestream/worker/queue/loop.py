@@ -21,10 +21,11 @@ from pagestream.producer.protocol import FinishReason
 from ..messages import Abort, Fatal, Output, Ready, Step
 from ..process import Died, EngineProcess
 from .backoff import Patience
+from .calls import Claim, Control, Return, StepCall, StepReply
 from .credit import Credit
 from .inbox import Inbox
 from .intake import Intaken, IntakeThread
-from .lease import Claim, Control, Lease, Return, StepCall, StepReply
+from .lease import Lease
 from .reply import REQUEST_SEPARATOR, Job
 
 logger = logging.getLogger(__name__)

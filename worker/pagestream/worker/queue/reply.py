@@ -9,9 +9,9 @@ from pagestream.producer.errors import PagestreamError
 from pagestream.producer.protocol import FinishReason, Timings, Usage
 
 from ..messages import Add, Output
+from .calls import Claim, End, Row
 from .detokenizer import Detokenizer
 from .intake import Prepared
-from .lease import Claim, End, Row
 
 REQUEST_SEPARATOR = "#"
 
