@@ -177,8 +177,8 @@ def test_what_does_not_fit_after_all_goes_back(
 
 
 def test_cancel_while_it_runs(start: Callable[..., Worker], jobs: Jobs, client: Client) -> None:
-    start(replace(SLOW, max_running=1))
-    client.submit("long", prompt_ids=[1, 2, 3], sampling={"max_tokens": 500, "ignore_eos": True})
+    start(replace(SLOW, max_running=1, max_model_tokens=100_000, num_blocks=8192))
+    client.submit("long", prompt_ids=[1, 2, 3], sampling={"max_tokens": 90_000, "ignore_eos": True})
     jobs.ids_job("next", tokens=10)
     client.wait_tokens("long", 5)
     assert client.cancel("long") == b"cancelling"
@@ -193,8 +193,8 @@ def test_cancel_while_it_runs(start: Callable[..., Worker], jobs: Jobs, client: 
 def test_deleted_reply_frees_the_row(
     start: Callable[..., Worker], jobs: Jobs, client: Client
 ) -> None:
-    start(replace(SLOW, max_running=1))
-    client.submit("long", prompt_ids=[1, 2, 3], sampling={"max_tokens": 500, "ignore_eos": True})
+    start(replace(SLOW, max_running=1, max_model_tokens=100_000, num_blocks=8192))
+    client.submit("long", prompt_ids=[1, 2, 3], sampling={"max_tokens": 90_000, "ignore_eos": True})
     client.wait_tokens("long", 5)
     client.redis.delete(client.keys.out("long"))
     jobs.ids_job("next", tokens=10)
