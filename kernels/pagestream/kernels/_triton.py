@@ -1,0 +1,51 @@
+"""The one place that knows whether Triton is here, and which tensors take the kernels.
+
+Triton has no wheel for some machines that serve on their CPU alone; there the references are all that
+runs, and the names below only let the modules be imported. This module knows no op.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+
+class _Absent:
+    """Stands in for `triton` and `tl`: any attribute, any call, and as a decorator the function itself."""
+
+    def __getattr__(self, name: str) -> "_Absent":
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and callable(args[0]) else self
+
+
+if TYPE_CHECKING:
+    import triton
+    import triton.language as tl
+else:
+    try:
+        import triton
+        import triton.language as tl
+    except ModuleNotFoundError:
+        triton = tl = _Absent()
+
+KERNELS_ON_CPU = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton's interpreter runs the kernels on CPU tensors (fp32 and fp16 only: it computes bf16 wrongly)."""
+
+LOG2E = 1.4426950408889634
+"""exp(x) = exp2(x * LOG2E); the hardware's exponential is exp2."""
+
+
+def runs_kernel(tensor: Tensor) -> bool:
+    """Whether ops on this tensor launch their Triton kernel rather than run their reference.
+
+    Raises:
+        RuntimeError: the tensor is on a GPU, and Triton is not installed.
+    """
+    if tensor.is_cuda and isinstance(triton, _Absent):
+        raise RuntimeError("tensors on a GPU need Triton, which is not installed: pip install triton")
+    return tensor.is_cuda or KERNELS_ON_CPU
+
+
+__all__ = ["KERNELS_ON_CPU", "LOG2E", "runs_kernel", "tl", "triton"]

@@ -1,0 +1,269 @@
+"""Causal attention of prompts, or pieces of prompts, over the paged KV cache: the compute-bound half.
+
+A ragged batch: each sequence brings some of its newest tokens, whose K and V are in the cache already, and
+attends to everything before them. One program a (tile of queries, kv head, sequence), with the query heads
+of the kv head packed beside the queries in the M axis. Key tiles are aligned to position 0, whatever the
+queries: a token's bits do not depend on how its prompt was cut in chunks, nor on what was cached.
+A first loop runs over the tiles that every query of the program sees whole, without masks; a second one
+over the diagonal. With a window all tiles take the second. The module knows nothing of decoding
+(decode_attention.py): a prompt's one-token tail belongs here too.
+
+Source: Dao, "FlashAttention-2", arXiv:2307.08691, alg. 1; GQA packing as in "The Anatomy of a Triton
+Attention Kernel", §4.4.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._paged import cache_offsets, cache_slots, check_cache, gather
+from ._triton import LOG2E, runs_kernel, tl, triton
+
+_TILE = 64
+
+
+def prefill_attention_reference(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    rows: Tensor,
+    cu_q: Tensor,
+    kv_lens: Tensor,
+    scale: float,
+    *,
+    window: int | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`prefill_attention` in plain torch; also what serves on the CPU.
+
+    Queries go in tiles of fixed shape at absolute positions, so a token's bits depend on its own sequence
+    alone and not on its chunk.
+    """
+    out = torch.empty_like(q) if out is None else out
+    for row, q_begin, q_end, kv_len in zip(
+        rows.tolist(), cu_q[:-1].tolist(), cu_q[1:].tolist(), kv_lens.tolist(), strict=True
+    ):
+        if q_begin == q_end:
+            continue
+        start = kv_len - (q_end - q_begin)
+        keys = torch.arange(kv_len + -kv_len % _TILE)
+        slots = cache_slots(
+            block_table[row, None], keys[None], torch.tensor([[kv_len]]), k_cache.shape[1]
+        )
+        k, v = gather(k_cache, slots), gather(v_cache, slots)
+        for begin in range(start // _TILE * _TILE, kv_len, _TILE):
+            low, high = max(begin, start), min(begin + _TILE, kv_len)
+            here = slice(q_begin + low - start, q_begin + high - start)
+            tile = q.new_zeros(_TILE, *q.shape[1:])
+            tile[low - begin : high - begin] = q[here]
+            first_key = 0 if window is None else max(begin - window + 1, 0) // _TILE * _TILE
+            span = slice(first_key, begin + _TILE)
+            attended = _attend_tile(tile, k[:, :, span], v[:, :, span], keys[span], scale, window)
+            out[here] = attended[low - begin : high - begin]
+    return out
+
+
+def _attend_tile(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, scale: float, window: int | None
+) -> Tensor:
+    """Attend the queries of a tile [tile, heads, head_dim] to keys that end where the tile ends."""
+    tile, heads, head_dim = q.shape
+    kv_heads = k.shape[1]
+    distance = keys[-tile:, None] - keys
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    bias = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, float("-inf"))
+    # A kv head's query heads are more queries of it: [kv_heads, tile * group, head_dim].
+    packed = q.view(tile, kv_heads, -1, head_dim).transpose(0, 1).reshape(1, kv_heads, -1, head_dim)
+    bias = bias.repeat_interleave(heads // kv_heads, dim=0)
+    attended = F.scaled_dot_product_attention(packed, k, v, attn_mask=bias, scale=scale)
+    return attended.view(kv_heads, tile, -1, head_dim).transpose(0, 1).reshape(q.shape)
+
+
+def prefill_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    rows: Tensor,
+    cu_q: Tensor,
+    kv_lens: Tensor,
+    scale: float,
+    *,
+    window: int | None = None,
+    max_q_len: int,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Attend each sequence's newest tokens, already in the cache, to themselves and what is before them.
+
+    Shapes: q [tokens, heads, head_dim], k_cache and v_cache [blocks, block_size, kv_heads, head_dim],
+    block_table [rows, max_blocks] int32, rows [seqs] int32, cu_q [seqs + 1] int32 (sequence i has tokens
+    cu_q[i] to cu_q[i + 1]; it may begin above 0), kv_lens [seqs] int32 -> out like q, of which the tokens
+    cu_q[0] to cu_q[-1] are written. Token i of a sequence sits at position kv_len - q_len + i and sees the
+    positions up to its own; with a window, the newest `window` of them. Softmax in fp32.
+
+    `max_q_len` is an upper bound that sizes the grid.
+    """
+    check_cache(q, k_cache, v_cache)
+    assert len(cu_q) == len(rows) + 1, f"cu_q has {len(cu_q)} entries for {len(rows)} sequences"
+    if not runs_kernel(q):
+        return prefill_attention_reference(
+            q, k_cache, v_cache, block_table, rows, cu_q, kv_lens, scale, window=window, out=out
+        )
+    out = torch.empty_like(q) if out is None else out
+    assert out.stride()[1:] == q.stride()[1:], "out must be contiguous"
+    (heads, head_dim), kv_heads = q.shape[1:], k_cache.shape[2]
+    group = heads // kv_heads
+    wide = head_dim * q.element_size() > 256
+    block_m = max(64 if wide else 128, triton.next_power_of_2(group))
+    block_q = block_m // group
+    if len(rows) and max_q_len:
+        _prefill_attention_kernel[(triton.cdiv(max_q_len, block_q), kv_heads, len(rows))](
+            out,
+            q,
+            k_cache,
+            v_cache,
+            block_table,
+            rows,
+            cu_q,
+            kv_lens,
+            scale * LOG2E,
+            out.stride(0),
+            q.stride(0),
+            *k_cache.stride()[:3],
+            block_table.stride(0),
+            GROUP=group,
+            BLOCK_M=block_m,
+            BLOCK_Q=block_q,
+            HEAD_DIM=head_dim,
+            DIM_BLOCK=triton.next_power_of_2(head_dim),
+            BLOCK_SIZE=k_cache.shape[1],
+            WINDOW=window,
+            TILE=_TILE,
+            num_warps=8,  # 4 spill registers at head_dim 128
+            num_stages=2 if wide else 3,
+        )
+    return out
+
+
+@triton.jit
+def _attend(
+    state,  # (top [BLOCK_M], total [BLOCK_M], acc [BLOCK_M, DIM_BLOCK])
+    q,  # [BLOCK_M, DIM_BLOCK]
+    positions,  # [BLOCK_M]
+    at,
+    kv_len,
+    k_cache_ptr,
+    v_cache_ptr,
+    block_table_ptr,
+    scale_log2e,
+    block_stride,
+    token_stride,
+    HEAD_DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    TILE: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Fold the tile of keys at `at` into the running softmax."""
+    top, total, acc = state
+    keys = at + tl.arange(0, TILE)
+    dims = tl.arange(0, DIM_BLOCK)
+    inside = keys < kv_len
+    offsets = cache_offsets(block_table_ptr, keys, inside, block_stride, token_stride, BLOCK_SIZE)
+    in_tile = (dims < HEAD_DIM)[None, :]
+    if MASKED:
+        in_tile = in_tile & inside[:, None]
+    k = tl.load(k_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)
+    v = tl.load(v_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2e
+    if MASKED:
+        seen = keys[None, :] <= positions[:, None]
+        if WINDOW is not None:
+            seen = seen & (keys[None, :] > positions[:, None] - WINDOW)
+        scores = tl.where(seen, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, axis=1))
+    base = new_top
+    if MASKED:  # a query may have seen no key yet
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+    weights = tl.exp2(scores - base[:, None])
+    shrink = tl.exp2(top - base)
+    total = total * shrink + tl.sum(weights, axis=1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return new_top, total, acc
+
+
+@triton.jit(do_not_specialize=["scale_log2e"])
+def _prefill_attention_kernel(
+    out_ptr,  # [tokens, heads, head_dim]
+    q_ptr,  # [tokens, heads, head_dim]
+    k_cache_ptr,  # [blocks, block_size, kv_heads, head_dim]
+    v_cache_ptr,  # [blocks, block_size, kv_heads, head_dim]
+    block_table_ptr,  # [rows, max_blocks]
+    rows_ptr,  # [seqs]
+    cu_q_ptr,  # [seqs + 1]
+    kv_lens_ptr,  # [seqs]
+    scale_log2e,
+    out_stride,
+    q_stride,
+    block_stride,
+    token_stride,
+    head_stride,
+    block_table_stride,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """One program BLOCK_Q queries of a (sequence, kv head); the last queries, which see most, go first."""
+    first_query = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
+    kv_head, seq = tl.program_id(1), tl.program_id(2)
+    q_begin = tl.load(cu_q_ptr + seq)
+    q_len = tl.load(cu_q_ptr + seq + 1) - q_begin
+    if first_query >= q_len:
+        return
+    kv_len = tl.load(kv_lens_ptr + seq)
+    packed = tl.arange(0, BLOCK_M)
+    query = first_query + packed // GROUP
+    head = kv_head * GROUP + packed % GROUP
+    dims = tl.arange(0, DIM_BLOCK)
+    in_out = ((packed < BLOCK_Q * GROUP) & (query < q_len))[:, None] & (dims < HEAD_DIM)[None, :]
+    token = (q_begin + query).to(tl.int64)
+    within = head[:, None] * HEAD_DIM + dims[None, :]
+    q = tl.load(q_ptr + token[:, None] * q_stride + within, mask=in_out, other=0.0)
+
+    first_position = kv_len - q_len + first_query
+    positions = kv_len - q_len + query
+    end = tl.minimum(first_position + BLOCK_Q, kv_len)
+    begin, masked_from = 0, (first_position + 1) // TILE * TILE
+    if WINDOW is not None:
+        begin = tl.maximum(first_position + 1 - WINDOW, 0) // TILE * TILE
+        masked_from = begin
+    block_table_ptr += tl.load(rows_ptr + seq).to(tl.int64) * block_table_stride
+    k_cache_ptr += kv_head * head_stride
+    v_cache_ptr += kv_head * head_stride
+
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, DIM_BLOCK], tl.float32)
+    for at in range(begin, masked_from, TILE):
+        top, total, acc = _attend(
+            (top, total, acc), q, positions, at, kv_len, k_cache_ptr, v_cache_ptr, block_table_ptr,
+            scale_log2e, block_stride, token_stride,
+            HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, WINDOW, TILE, MASKED=False,
+        )  # fmt: skip
+    for at in range(masked_from, end, TILE):
+        top, total, acc = _attend(
+            (top, total, acc), q, positions, at, kv_len, k_cache_ptr, v_cache_ptr, block_table_ptr,
+            scale_log2e, block_stride, token_stride,
+            HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, WINDOW, TILE, MASKED=True,
+        )  # fmt: skip
+
+    attended = acc / tl.where(total == 0.0, 1.0, total)[:, None]  # padding rows see nothing
+    out_at = token[:, None] * out_stride + within
+    tl.store(out_ptr + out_at, attended.to(out_ptr.dtype.element_ty), mask=in_out)

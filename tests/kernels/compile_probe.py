@@ -1,0 +1,146 @@
+"""Compile every kernel for sm_90a as the ops launch it, on a machine without a GPU, and report on it.
+
+The ops run on CPU tensors of the shapes below; each launch is compiled instead (same constants, warps,
+stages and argument specialisations) and assembled by Triton's ptxas. Run as a script, because a failed
+assertion inside LLVM ends the process: `compile_probe.py` prints one JSON list.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from pagestream.kernels import (
+    SamplingTable,
+    _triton,
+    batch_layout,
+    decode_attention,
+    prefill_attention,
+    rms_norm,
+    rope_and_cache,
+    sample,
+    silu_mul,
+)
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+BF16 = torch.bfloat16
+
+
+def attention_args(heads: int, kv_heads: int, head_dim: int) -> tuple[Any, ...]:
+    cache = torch.empty(4, 16, kv_heads, head_dim, dtype=BF16)
+    ids = torch.zeros(4, dtype=torch.int32)
+    return cache, cache.clone(), torch.zeros(4, 8, dtype=torch.int32), ids
+
+
+def decode(heads: int, kv_heads: int, head_dim: int, seqs: int = 64, **options: Any) -> None:
+    k, v, table, _ = attention_args(heads, kv_heads, head_dim)
+    q, rows = torch.empty(seqs, heads, head_dim, dtype=BF16), torch.zeros(seqs, dtype=torch.int32)
+    decode_attention(q, k, v, table, rows, rows.clone(), 0.1, max_kv_len=2048, **options)
+
+
+def prefill(heads: int, kv_heads: int, head_dim: int, **options: Any) -> None:
+    k, v, table, ids = attention_args(heads, kv_heads, head_dim)
+    q, cu_q = torch.empty(64, heads, head_dim, dtype=BF16), torch.zeros(5, dtype=torch.int32)
+    prefill_attention(q, k, v, table, ids, cu_q, ids.clone(), 0.1, max_q_len=512, **options)
+
+
+def rope(heads: int, kv_heads: int, head_dim: int, *, norm: bool) -> None:
+    k, v, _, _ = attention_args(heads, kv_heads, head_dim)
+    qkv = torch.empty(4, (heads + 2 * kv_heads) * head_dim, dtype=BF16)
+    weight = torch.empty(head_dim, dtype=BF16) if norm else None
+    slots = torch.zeros(4, dtype=torch.int64)
+    rope_and_cache(qkv, torch.empty(4, head_dim), k, v, slots, heads, weight, weight)
+
+
+def draw(vocab: int) -> None:
+    ints, floats = torch.zeros(4, dtype=torch.int32), torch.zeros(4)
+    table = SamplingTable(
+        floats, floats, floats, ints, ints.long(), ints, ints.view(4, 1), ints.clone()
+    )
+    sample(torch.empty(4, vocab, dtype=BF16), ints, ints, table)
+
+
+def norm(hidden: int) -> None:
+    x = torch.empty(4, hidden, dtype=BF16)
+    rms_norm(x, x[0], 1e-6, x.clone())
+
+
+def layout() -> None:
+    ints = torch.zeros(4, dtype=torch.int32)
+    cu_q = torch.zeros(5, dtype=torch.int32)
+    batch_layout(ints, ints, cu_q, ints, ints.bool(), ints, ints.view(4, 1), 16)
+
+
+CASES: dict[str, Callable[[], object]] = {
+    "decode 32/8 x 128": lambda: decode(32, 8, 128),
+    "decode 32/8 x 128, few": lambda: decode(32, 8, 128, seqs=1),
+    "decode 32/32 x 96": lambda: decode(32, 32, 96),
+    "decode 16/8 x 256": lambda: decode(16, 8, 256),
+    "decode 16/8 x 256, few": lambda: decode(16, 8, 256, seqs=1),
+    "decode 14/2 x 64, window": lambda: decode(14, 2, 64, window=4096),
+    "prefill 32/8 x 128": lambda: prefill(32, 8, 128),
+    "prefill 32/32 x 96": lambda: prefill(32, 32, 96),
+    "prefill 16/8 x 256": lambda: prefill(16, 8, 256),
+    "prefill 14/2 x 64, window": lambda: prefill(14, 2, 64, window=4096),
+    "rope 32/8 x 128": lambda: rope(32, 8, 128, norm=False),
+    "rope 16/8 x 96, norm": lambda: rope(16, 8, 96, norm=True),
+    "rms_norm 4096": lambda: norm(4096),
+    "silu_mul 14336": lambda: silu_mul(torch.empty(4, 28672, dtype=BF16)),
+    "batch_layout": layout,
+    "sample 128256": lambda: draw(128256),
+}
+
+
+def resources(kernel: Any) -> dict[str, Any]:
+    """What ptxas says of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".ptx") as ptx:
+        ptx.write(kernel.asm["ptx"].encode())
+        ptx.flush()
+        command = [triton.knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", ptx.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill", said)]
+    registers = re.search(r"Used (\d+) registers", said)
+    assert len(spills) == 2 and registers, f"unexpected words from ptxas: {said}"
+    return {
+        "kernel": kernel.metadata.name,
+        "registers": int(registers[1]),
+        "spilled_bytes": sum(spills),
+        "shared_bytes": kernel.metadata.shared,
+        "wgmma": "wgmma.mma_async" in kernel.asm["ptx"],
+    }
+
+
+def main() -> None:
+    target = GPUTarget("cuda", 90, 32)
+    triton.runtime.driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: target,
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device: 0,
+        )
+    )
+    compiled: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        compiled.append(run(self, *args, grid=grid, warmup=True, **options))
+
+    JITFunction.run = compile_only
+    _triton.KERNELS_ON_CPU = True
+    report = []
+    for case, launch in CASES.items():
+        compiled.clear()
+        launch()
+        report += [{"case": case, **resources(kernel)} for kernel in compiled]
+    json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
