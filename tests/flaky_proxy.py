@@ -1,7 +1,7 @@
 """A proxy between a client and the server's unix socket that loses answers when told to.
 
-    proxy.lose_answers = 1   the next request reaches the server, its answer never comes back: the
-                             connection is cut instead
+proxy.lose_answers = 1   the next request reaches the server, its answer never comes back: the
+                         connection is cut instead
 """
 
 import contextlib

@@ -89,7 +89,13 @@ def test_the_url_has_the_last_word():
 
 @pytest.mark.parametrize(
     "url",
-    ["", "host:6379", "http://u:secret@host", "redis://u:secret@host:notaport", "redis://h?bogus=1"],
+    [
+        "",
+        "host:6379",
+        "http://u:secret@host",
+        "redis://u:secret@host:notaport",
+        "redis://h?bogus=1",
+    ],
 )
 def test_a_bad_url_is_refused_without_its_password(url):
     with pytest.raises(InvalidRequest) as caught:

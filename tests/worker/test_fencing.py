@@ -1,4 +1,4 @@
-"""What a step publishes and what it refuses: fencing, duplicates, gone replies, one terminal entry."""
+"""What a step publishes and what it refuses: fencing, duplicates, gone replies, one end a job."""
 
 import json
 
@@ -42,7 +42,9 @@ def test_choices_share_one_stream(wire, worker, claim):
 
 
 def test_the_terminal_entry_says_everything(wire, worker, claim, keys, redis_client):
-    code = worker.step(rows=[row(claim, 0, 5)], ends=[end(claim, 1, "length", text="tail")]).end_codes
+    code = worker.step(
+        rows=[row(claim, 0, 5)], ends=[end(claim, 1, "length", text="tail")]
+    ).end_codes
     assert code == "k"
     last = wire.reply("job")[-1]
     assert (last.id, last.event, last.reason, last.text) == ("1-2", "end", "length", "tail")
@@ -86,7 +88,9 @@ def test_finishing_leaves_no_lane_entry_and_sets_the_retention(wire, keys, redis
 
 
 def test_a_duplicate_is_refused(wire, worker, claim):
-    assert worker.step(rows=[row(claim, 0, 5), row(claim, 0, 6), row(claim, 1, 7)]).row_codes == "kdk"
+    assert (
+        worker.step(rows=[row(claim, 0, 5), row(claim, 0, 6), row(claim, 1, 7)]).row_codes == "kdk"
+    )
     assert wire.ids("job") == ["0-1", "1-0", "1-1", "1-2"]
 
 
@@ -205,7 +209,8 @@ def test_the_mirror_says_the_same_as_the_stream(wire, keys, redis_client):
             assert message["channel"] == keys.tokens("job").encode()
             frames.append(json.loads(message["data"]))
     stream = [
-        {"id": entry_id.decode()} | {name.decode(): value.decode() for name, value in fields.items()}
+        {"id": entry_id.decode()}
+        | {name.decode(): value.decode() for name, value in fields.items()}
         for entry_id, fields in redis_client.xrange(keys.out("job"))
     ]
     assert frames == stream[1:], "everything but the queued entry"
@@ -383,4 +388,3 @@ def test_a_resync_may_be_sent_twice(wire, worker, claim):
 def test_lease_names_are_checked(wire, redis_client, keys):
     with pytest.raises(InvalidRequest, match="worker"):
         Lease(redis_client, keys, "a}b")
-

@@ -162,13 +162,11 @@ def test_the_crash_cap_makes_a_dead_letter(wire, keys, redis_client):
     wire.submit("poison", b"payload", retention_ms=60_000)
     wire.submit("fine")
     alive = Worker(wire)
-    published = 0
     for crash in range(3):
         dead = Worker(wire)
         claims = {claim.job_id: claim for claim in dead.claim(2)}
         assert claims["poison"].crashes == crash
-        dead.step(rows=[row(claims["poison"], published, 7)])
-        published += 1
+        dead.step(rows=[row(claims["poison"], crash, 7)])
         if crash == 0:
             dead.step(returns=[("fine", claims["fine"].epoch)])
             alive.claim_one()
