@@ -29,9 +29,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from wire_tools import Wire
 
 from pagestream.producer.keys import QUEUES, Keys
-from wire_tools import Wire
 
 __all__ = ["keys", "own_server", "queue_name", "redis_client", "redis_server", "redis_url", "wire"]
 

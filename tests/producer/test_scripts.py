@@ -324,7 +324,16 @@ def test_every_script_compiles_and_is_printed_whole(redis_client):
 
 
 def test_every_script_stays_in_the_language_of_redis_6_2():
-    newer = ("XAUTOCLAIM", "XACKDEL", "XDELEX", "SPUBLISH", "EXPIRETIME", "'NX'", "'GT'", "SINTERCARD")
+    newer = (
+        "XAUTOCLAIM",
+        "XACKDEL",
+        "XDELEX",
+        "SPUBLISH",
+        "EXPIRETIME",
+        "'NX'",
+        "'GT'",
+        "SINTERCARD",
+    )
     for name in PARTS:
         text = Script(name).text
         assert not [word for word in newer if word in text]

@@ -133,6 +133,9 @@ def _from_url(pool: Any, url: str, **options: Any) -> Any:
             f"a Redis URL begins with {', '.join(_SCHEMES)}; this one has {scheme}"
         )
     try:
-        return pool.from_url(url, **options)
+        made = pool.from_url(url, **options)
+        # An option redis-py does not know is noticed only where a connection is made.
+        made.connection_class(**made.connection_kwargs)
+        return made
     except (ValueError, TypeError) as error:
         raise InvalidRequest(f"the {scheme} Redis URL cannot be used: {error}") from error

@@ -179,6 +179,7 @@ else
     local job = load_job(id)
     if job then claims[#claims + 1] = describe(job, held.epoch) end
   end
+  table.sort(claims, function(a, b) return a[7] < b[7] or (a[7] == b[7] and a[1] < b[1]) end)
 end
 
 local controls = {}

@@ -138,6 +138,7 @@ class Lease:
                 f"a live worker of queue {self._keys.queue!r} is called {self.worker!r}; "
                 f"choose another name, or wait {self._ttl_ms} ms if it has just been killed"
             )
+        self._step = 0
         self._beat_due_ms = _monotonic_ms() + self._heartbeat_ms
         if self._server_is_new():
             self._no_reap_before_ms = _monotonic_ms() + self._ttl_ms
