@@ -18,7 +18,7 @@ class InvalidRequest(PagestreamError):
 
 
 class UnsupportedParameter(InvalidRequest):
-    """A known parameter has a value this version does not implement; its neutral value is accepted."""
+    """A known parameter has a value that is not implemented; its neutral value is accepted."""
 
     code = "unsupported_parameter"
 
@@ -92,3 +92,15 @@ class QueueUnavailable(PagestreamError):
     """Redis cannot be reached, or refuses the command; nothing was accepted."""
 
     code = "queue_unavailable"
+
+
+class WorkerNameTaken(PagestreamError):
+    """A live worker of this queue has the name: leave `--name` out, or stop the other worker."""
+
+    code = "worker_name_taken"
+
+
+class WorkerReplaced(PagestreamError):
+    """Another process took this worker's name while it was away; this one must stop."""
+
+    code = "worker_replaced"

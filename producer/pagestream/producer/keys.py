@@ -1,6 +1,6 @@
 """Every Redis key this project uses, and how long each lives.
 
-All keys of a queue carry one hash tag, `{ps:<queue>}`, so that each script touches one Cluster slot.
+All keys of a queue carry one hash tag, `{ps:<queue>}`, so that a script touches one Cluster slot.
 A queue is a served model name (or a shard of it); scaling out is more queues.
 This module knows names only: no connection, no commands.
 """
@@ -17,7 +17,7 @@ GROUP = "workers"
 """The one consumer group of each job stream, made at id 0 so that no early job is skipped."""
 
 RETURNED = "returned"
-"""The consumer that holds jobs handed back or reclaimed, oldest first, until a worker takes them."""
+"""The consumer that holds jobs handed back or reclaimed, until a worker takes them."""
 
 LANES = ("high", "normal", "low")
 """Priority classes, most urgent first."""
@@ -33,21 +33,26 @@ HEARTBEAT_TTL_MS = 3_000
 HEARTBEAT_MS = 1_000
 """How often a worker beats."""
 
+CRASH_CAP = 3
+"""A job whose workers died this many times becomes a dead letter."""
+
 REAP_MS = 500
 """How often a worker looks for jobs of dead workers."""
 
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+@-]{0,199}")
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_name(kind: str, value: str) -> str:
-    """Return `value` if it may stand in a key as a `queue`, `job id` or `tenant`.
+    """Return `value` if it may stand in a key as a `queue`, `job id`, `tenant` or `worker`.
 
     Raises:
         InvalidRequest: the value has characters that keys do not allow, or is too long.
     """
-    pattern = {"queue": _QUEUE_NAME, "job id": _JOB_ID, "tenant": _TENANT}[kind]
+    patterns = {"queue": _QUEUE_NAME, "job id": _JOB_ID, "tenant": _TENANT, "worker": _WORKER}
+    pattern = patterns[kind]
     if not pattern.fullmatch(value):
         raise InvalidRequest(f"{kind} {value!r} does not match {pattern.pattern}")
     return value
@@ -81,8 +86,17 @@ class Keys:
         return f"{self.prefix}jobs:{lane}:{tenant}"
 
     def ready(self, lane: str) -> str:
-        """Sorted set: tenants with work in a lane; score = tokens served to them."""
+        """Sorted set: tenants with waiting work in a lane; score = tokens served to them."""
         return f"{self.prefix}ready:{lane}"
+
+    @property
+    def served(self) -> str:
+        """Sorted set: every tenant with a job, and some without; score = tokens served to them."""
+        return f"{self.prefix}served"
+
+    def running(self, worker: str) -> str:
+        """Hash: the jobs a worker holds -> `<epoch> <mirror> <tenant>`, its leases."""
+        return f"{self.prefix}running:{worker}"
 
     @property
     def bell(self) -> str:
@@ -113,5 +127,5 @@ class Keys:
         return f"{self.prefix}hb:{worker}"
 
     def step(self, worker: str) -> str:
-        """String: number of the last step of this worker that Redis applied."""
+        """String: `<incarnation>:<number>` of the last step of this worker that Redis applied."""
         return f"{self.prefix}step:{worker}"

@@ -25,8 +25,11 @@ FinishReason = Literal["stop", "length", "cancelled", "expired", "error"]
 JobState = Literal["queued", "running", "done", "cancelled", "expired", "failed", "dead"]
 
 
-class Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One job: exactly one of `prompt`, `messages` and `prompt_ids`, and how to sample."""
+class Payload(msgspec.Struct, frozen=True, kw_only=True):
+    """One job: exactly one of `prompt`, `messages` and `prompt_ids`, and how to sample.
+
+    Fields are written even when they are the default: `v` must always be there.
+    """
 
     v: int = VERSION
     model: str | None = None

@@ -1,0 +1,77 @@
+"""The server-side scripts: their texts, and how to call one.
+
+Each script runs atomically on the server and is the only writer of what it writes; the files in
+`scripts/` say what each takes and returns. A script is called by its SHA-1; a server that does not
+know it (it was restarted, or the cache flushed) is given the text first.
+`python -m pagestream.producer.lua submit` prints a whole script, for callers in other languages.
+This module knows no keys and no meaning of what the scripts return.
+"""
+
+import hashlib
+import sys
+from importlib.resources import files
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.exceptions import NoScriptError
+
+PARTS = {
+    "submit": ("_shared", "submit"),
+    "cancel": ("_shared", "cancel"),
+    "delete": ("_shared", "delete"),
+    "register": ("_shared", "_recover", "register"),
+    "step": ("_shared", "_take", "step"),
+    "resync": ("_shared", "resync"),
+    "reap": ("_shared", "_recover", "reap"),
+    "crash": ("_shared", "crash"),
+    "leave": ("_shared", "_recover", "leave"),
+}
+"""Script -> the files of `scripts/` that make it, in order."""
+
+Argument = str | bytes | int | float
+
+
+class Script:
+    """One script, called with `script(redis, key, *args)` or `await script.run(redis, key, *args)`.
+
+    `key` is any key of the queue: it chooses the Cluster slot, and the script takes the queue's
+    prefix from it. Errors are redis-py's; a `ResponseError` that begins with `INVALID` names an
+    argument the script refuses, with nothing written.
+    """
+
+    def __init__(self, name: str) -> None:
+        folder = files("pagestream.producer").joinpath("scripts")
+        texts = [folder.joinpath(f"{part}.lua").read_text("utf-8") for part in PARTS[name]]
+        self.name = name
+        self.text = "\n".join(texts)
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, redis: redis.Redis, key: str, *args: Argument) -> Any:
+        """Run it on a synchronous connection."""
+        server: Any = redis
+        try:
+            return server.execute_command("EVALSHA", self.sha, 1, key, *args)
+        except NoScriptError:
+            server.script_load(self.text)
+            return server.execute_command("EVALSHA", self.sha, 1, key, *args)
+
+    async def run(self, redis: redis.asyncio.Redis, key: str, *args: Argument) -> Any:
+        """Run it on an asyncio connection."""
+        server: Any = redis
+        try:
+            return await server.execute_command("EVALSHA", self.sha, 1, key, *args)
+        except NoScriptError:
+            await server.script_load(self.text)
+            return await server.execute_command("EVALSHA", self.sha, 1, key, *args)
+
+
+def main() -> None:
+    """Print the script named on the command line."""
+    if len(sys.argv) != 2 or sys.argv[1] not in PARTS:
+        sys.exit(f"usage: python -m pagestream.producer.lua {'|'.join(PARTS)}")
+    sys.stdout.write(Script(sys.argv[1]).text)
+
+
+if __name__ == "__main__":
+    main()

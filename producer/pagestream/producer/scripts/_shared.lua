@@ -1,0 +1,213 @@
+-- What every script of a queue shares: names, time, the job record, and how a job changes state.
+-- The loader puts this text before each script, so that `call`, `now`, `load_job`, … are in scope.
+--
+-- A job is in exactly one of three places, and each function here moves it whole:
+--   queued    its lane entry is undelivered, or pending for the consumer `returned` (the shelf)
+--   running   its lane entry is pending for its owner, and `running:<owner>` holds its lease
+--   finished  no lane entry; the record and the reply expire together
+-- The record is the truth; `running:<worker>` is its index by owner: one read fences a whole step.
+
+local call = redis.call
+local prefix = string.match(KEYS[1] or '', '^{ps:[^}]+}:')
+if not prefix then
+  return redis.error_reply('INVALID KEYS[1] must be a key of a queue: {ps:<queue>}:…')
+end
+
+local GROUP, RETURNED = 'workers', 'returned'
+local LANES = {'high', 'normal', 'low'}
+local DEAD_LETTERS_MAX = 10000
+
+local clock = call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function digits(number)
+  return string.format('%.0f', number)
+end
+
+-- The value of a field in the flat list that a stream entry is.
+local function field(entry, name)
+  for i = 1, #entry, 2 do
+    if entry[i] == name then return entry[i + 1] end
+  end
+end
+
+-- The queue's fairness ---------------------------------------------------------------------------
+-- `served` has each tenant's virtual tokens; `ready:<lane>` repeats that score for tenants that wait.
+
+local function least_served()
+  local least
+  for _, lane in ipairs(LANES) do
+    local first = call('ZRANGE', prefix .. 'ready:' .. lane, 0, 0, 'WITHSCORES')
+    local score = first[2] and tonumber(first[2])
+    if score and (not least or score < least) then least = score end
+  end
+  return least
+end
+
+-- A tenant that comes (back) starts level with the least served one that waits: it is owed nothing
+-- for the time it sent no work.
+local function make_ready(lane, tenant)
+  local ready = prefix .. 'ready:' .. lane
+  if call('ZSCORE', ready, tenant) then return end
+  local own = tonumber(call('ZSCORE', prefix .. 'served', tenant) or 0)
+  local score = math.max(own, least_served() or 0)
+  call('ZADD', prefix .. 'served', score, tenant)
+  call('ZADD', ready, score, tenant)
+end
+
+local function charge(tenant, tokens)
+  local score = call('ZINCRBY', prefix .. 'served', tokens, tenant)
+  for _, lane in ipairs(LANES) do
+    call('ZADD', prefix .. 'ready:' .. lane, 'XX', score, tenant)
+  end
+end
+
+local function ring()
+  call('XADD', prefix .. 'bell', 'MAXLEN', 1, '*', 'ring', '')
+end
+
+-- The record -------------------------------------------------------------------------------------
+
+local FIELDS = {
+  'state', 'epoch', 'crashes', 'owner', 'lane', 'tenant', 'entry', 'tokens_max', 'cancel',
+  'mirror', 'queue_deadline_ms', 'deadline_ms', 'retention_ms',
+}
+local FINISHED = {done = true, cancelled = true, expired = true, failed = true, dead = true}
+
+-- nil without a whole record; an optional field that is not set is false.
+local function load_job(id)
+  local values = redis.pcall('HMGET', prefix .. 'job:' .. id, unpack(FIELDS))
+  if values.err or not values[1] then return nil end
+  local job = {id = id}
+  for i, name in ipairs(FIELDS) do job[name] = values[i] end
+  if not (job.lane and job.tenant and job.entry) then return nil end
+  job.epoch, job.crashes = tonumber(job.epoch) or 0, tonumber(job.crashes) or 0
+  job.stream = prefix .. 'jobs:' .. job.lane .. ':' .. job.tenant
+  return job
+end
+
+local function lease_of(job, epoch)
+  return epoch .. ' ' .. (job.mirror == '1' and '1' or '0') .. ' ' .. job.tenant
+end
+
+-- The reply --------------------------------------------------------------------------------------
+
+-- k written; g the stream is gone, and stays gone; d not after the last entry, so refused.
+local function append(job, entry_id, fields)
+  local reply = redis.pcall('XADD', prefix .. 'out:' .. job.id, 'NOMKSTREAM', entry_id, unpack(fields))
+  if type(reply) == 'table' then
+    return string.find(reply.err, 'equal or smaller', 1, true) and 'd' or 'g'
+  elseif not reply then
+    return 'g'
+  end
+  if job.mirror == '1' then
+    local frame = {id = entry_id}
+    for i = 1, #fields, 2 do frame[fields[i]] = fields[i + 1] end
+    call('PUBLISH', prefix .. 'tokens:' .. job.id, cjson.encode(frame))
+  end
+  return 'k'
+end
+
+-- Epoch and offset of the reply's last entry.
+local function last_entry(id)
+  local last = call('XREVRANGE', prefix .. 'out:' .. id, '+', '-', 'COUNT', 1)[1]
+  if not last then return 0, 0 end
+  local epoch, offset = string.match(last[1], '^(%d+)-(%d+)$')
+  return tonumber(epoch), tonumber(offset)
+end
+
+-- Output tokens in the reply: the offset of its last entry that has any.
+local function published(id)
+  local upto = '+'
+  while true do
+    local page = call('XREVRANGE', prefix .. 'out:' .. id, upto, '-', 'COUNT', 16)
+    for _, entry in ipairs(page) do
+      if field(entry[2], 'ids') then return tonumber(string.match(entry[1], '-(%d+)$')) end
+    end
+    if #page < 16 then return 0 end
+    upto = '(' .. page[#page][1]
+  end
+end
+
+-- Changes of state -------------------------------------------------------------------------------
+
+-- Take an entry off its lane for good; a lane stream without entries goes, consumers and all.
+local function remove_entry(stream, lane, tenant, entry)
+  call('XACK', stream, GROUP, entry)
+  call('XDEL', stream, entry)
+  if call('XLEN', stream) == 0 then
+    call('DEL', stream)
+    call('ZREM', prefix .. 'ready:' .. lane, tenant)
+  end
+end
+
+-- Write the terminal entry and close the job. `ending`: epoch, offset, state, reason, and what else
+-- the entry holds. Returns k, or g where the reply is gone (the job is closed all the same).
+local function finish(job, ending)
+  local fields = {
+    'event', 'end', 'choice', ending.choice or '0', 'reason', ending.reason,
+    'text', ending.text or '', 'usage', ending.usage or '', 'timings', ending.timings or '',
+  }
+  if (ending.error or '') ~= '' then
+    for _, value in ipairs({'error', ending.error, 'message', ending.message or ''}) do
+      fields[#fields + 1] = value
+    end
+  end
+  local epoch = ending.epoch
+  local code = append(job, epoch .. '-' .. ending.offset, fields)
+  if code == 'd' then
+    local offset
+    epoch, offset = last_entry(job.id)
+    code = append(job, epoch .. '-' .. (offset + 1), fields)
+  end
+  local record, retention = prefix .. 'job:' .. job.id, job.retention_ms or '3600000'
+  call('HSET', record, 'state', ending.state, 'reason', ending.reason, 'epoch', epoch, 'owner', '',
+       'finished_ms', digits(now))
+  call('PEXPIRE', record, retention)
+  call('PEXPIRE', prefix .. 'out:' .. job.id, retention)
+  if (job.owner or '') ~= '' then call('HDEL', prefix .. 'running:' .. job.owner, job.id) end
+  remove_entry(job.stream, job.lane, job.tenant, job.entry)
+  return code
+end
+
+-- End a job that no worker's step ends: a claim of its own (epoch + 1), so that whoever still
+-- believes to hold it is fenced.
+local function finish_here(job, state, reason, error_code, message)
+  return finish(job, {
+    epoch = job.epoch + 1, offset = published(job.id) + 1, state = state, reason = reason,
+    error = error_code, message = message,
+  })
+end
+
+-- Take a job from its owner and put it on the shelf, its progress kept, its epoch unchanged.
+local function put_back(job)
+  if (job.owner or '') ~= '' then call('HDEL', prefix .. 'running:' .. job.owner, job.id) end
+  if job.cancel then
+    finish_here(job, 'cancelled', 'cancelled')
+    return
+  end
+  if #call('XRANGE', job.stream, job.entry, job.entry) == 0 then
+    job.entry = call('XADD', job.stream, '*', 'id', job.id, 'tokens_max', job.tokens_max or '0')
+  end
+  call('HSET', prefix .. 'job:' .. job.id, 'state', 'queued', 'owner', '', 'entry', job.entry)
+  local shelve = {'XCLAIM', job.stream, GROUP, RETURNED, 0, job.entry, 'FORCE', 'JUSTID'}
+  if redis.pcall(unpack(shelve)).err then -- somebody deleted the group
+    call('XGROUP', 'CREATE', job.stream, GROUP, '0')
+    call(unpack(shelve))
+  end
+  make_ready(job.lane, job.tenant)
+end
+
+-- Count one crash of whoever held the job; at the cap it becomes a dead letter. True if it did.
+local function crashed(job, cap)
+  job.crashes = call('HINCRBY', prefix .. 'job:' .. job.id, 'crashes', 1)
+  if job.crashes < cap then return false end
+  local message = 'the worker died ' .. job.crashes .. ' times while it ran this job'
+  local payload = call('HGET', prefix .. 'job:' .. job.id, 'payload')
+  local letter = call('XADD', prefix .. 'dead', 'MAXLEN', '~', DEAD_LETTERS_MAX, '*',
+    'id', job.id, 'reason', 'crashed', 'message', message, 'worker', job.owner or '',
+    'crashes', job.crashes, 'lane', job.lane, 'tenant', job.tenant, 'payload', payload or '')
+  call('HSET', prefix .. 'job:' .. job.id, 'letter', letter)
+  finish_here(job, 'dead', 'error', 'crashed', message)
+  return true
+end

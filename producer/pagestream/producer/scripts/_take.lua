@@ -1,0 +1,180 @@
+-- Who runs next, and the claim: `take(worker, slots, tokens, job_tokens_max)`, for step.lua.
+-- A job is looked at where it waits and claimed only if it fits; nothing is read ahead.
+
+local AGE_MS = 30000 -- a job that has waited this long counts one class higher, again and again
+local DROPS_MAX = 256 -- entries that cannot be claimed (expired, malformed) handled in one call
+
+local drops = DROPS_MAX
+local cursors = {} -- lane stream -> last entry the group has delivered
+
+local function delivered(stream)
+  for _, group in ipairs(call('XINFO', 'GROUPS', stream)) do
+    local info = {}
+    for i = 1, #group, 2 do info[group[i]] = group[i + 1] end
+    if info['name'] == GROUP then return info['last-delivered-id'] end
+  end
+end
+
+-- The entry a tenant would be served next, not yet taken: its shelf first, for what is there is
+-- older than anything undelivered.
+local function next_entry(lane, tenant)
+  local stream = prefix .. 'jobs:' .. lane .. ':' .. tenant
+  local shelf = redis.pcall('XPENDING', stream, GROUP, '-', '+', 1, RETURNED)
+  if shelf.err then
+    if not string.find(shelf.err, 'NOGROUP', 1, true) or call('EXISTS', stream) == 0 then return nil end
+    call('XGROUP', 'CREATE', stream, GROUP, '0') -- somebody deleted the group
+    shelf = {}
+  end
+  local shelved, entry = shelf[1] ~= nil, nil
+  if shelved then
+    entry = call('XRANGE', stream, shelf[1][1], shelf[1][1])[1] or {shelf[1][1], {}}
+  else
+    cursors[stream] = cursors[stream] or delivered(stream)
+    entry = call('XRANGE', stream, '(' .. cursors[stream], '+', 'COUNT', 1)[1]
+    if not entry then return nil end
+  end
+  local head = {
+    stream = stream, lane = lane, tenant = tenant, shelved = shelved,
+    entry = entry[1], fields = entry[2], job = load_job(field(entry[2], 'id') or ''),
+  }
+  return head
+end
+
+-- Deliver a head: off the shelf, or from the stream, to a consumer's pending list.
+local function deliver(head, consumer)
+  if head.shelved then
+    call('XCLAIM', head.stream, GROUP, consumer, 0, head.entry, 'JUSTID')
+  else
+    call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', 1, 'STREAMS', head.stream, '>')
+    cursors[head.stream] = head.entry
+  end
+end
+
+-- A queue timeout is for the first claim: a job that has begun keeps its place.
+local function deadline_passed(job)
+  local deadline = tonumber(job.deadline_ms or math.huge)
+  if job.epoch == 0 then deadline = math.min(deadline, tonumber(job.queue_deadline_ms or math.huge)) end
+  return deadline <= now
+end
+
+-- An entry that nobody accepted (written past submit): keep it where a person can see it.
+local function bury_malformed(head)
+  call('XADD', prefix .. 'dead', 'MAXLEN', '~', DEAD_LETTERS_MAX, '*', 'id', '', 'reason', 'malformed',
+    'message', 'a lane entry without a job record', 'lane', head.lane, 'tenant', head.tenant,
+    'entry', cjson.encode(head.fields))
+end
+
+-- True if the head waits for a worker; otherwise it has been dealt with.
+local function claimable(head, worker)
+  local job = head.job
+  if job and job.entry == head.entry and job.state == 'running' then
+    deliver(head, job.owner) -- delivered anew, by a group that was made again
+    return false
+  end
+  local waits = job and job.entry == head.entry and not FINISHED[job.state]
+  local late = waits and deadline_passed(job)
+  if waits and not job.cancel and not late then return true end
+
+  if not head.shelved then deliver(head, worker) end
+  cursors[head.stream] = nil -- the stream may go with its last entry
+  if not waits then
+    if not job then bury_malformed(head) end
+    remove_entry(head.stream, head.lane, head.tenant, head.entry)
+  elseif job.cancel then
+    finish_here(job, 'cancelled', 'cancelled')
+  else
+    finish_here(job, 'expired', 'expired', 'expired', 'its deadline passed in the queue')
+  end
+  return false
+end
+
+local function lane_head(lane, worker)
+  local ready = prefix .. 'ready:' .. lane
+  while drops > 0 do
+    local tenant = call('ZRANGE', ready, 0, 0)[1]
+    if not tenant then return false end
+    local head = next_entry(lane, tenant)
+    if not head then
+      call('ZREM', ready, tenant)
+    elseif claimable(head, worker) then
+      local ms, sequence = string.match(head.entry, '^(%d+)-(%d+)$')
+      head.ms, head.sequence = tonumber(ms), tonumber(sequence)
+      return head
+    end
+    drops = drops - 1
+  end
+  ring() -- more may wait behind what was dropped: the next call goes on
+  return false
+end
+
+local heads = {} -- lane -> its next job, or false: looked up once until it is taken
+
+-- The job to run next: highest class (age lifts it), then the longest wait.
+local function best_head(worker)
+  local best, best_class
+  for i, lane in ipairs(LANES) do
+    if heads[lane] == nil then heads[lane] = lane_head(lane, worker) end
+    local head = heads[lane]
+    if head then
+      local class = math.max(1, i - math.floor((now - head.ms) / AGE_MS))
+      local older = best and (head.ms < best.ms or (head.ms == best.ms and head.sequence < best.sequence))
+      if not best or class < best_class or (class == best_class and older) then
+        best, best_class = head, class
+      end
+    end
+  end
+  return best
+end
+
+local function describe(job, epoch)
+  local more = call('HMGET', prefix .. 'job:' .. job.id, 'payload', 'queued_ms')
+  return {job.id, epoch, job.crashes, job.lane, job.tenant, more[1] or '', tonumber(more[2] or 0),
+    job.deadline_ms or '', job.mirror or ''}
+end
+
+local function claim(head, worker)
+  local job = head.job
+  deliver(head, worker)
+  local epoch = job.epoch + 1
+  local start = {'event', 'start', 'worker', worker}
+  local code = append(job, epoch .. '-0', start)
+  if code == 'd' then -- the reply is ahead of the record: go past it
+    epoch = last_entry(job.id) + 1
+    code = append(job, epoch .. '-0', start)
+  end
+  if code == 'g' then -- the reader deleted the reply
+    finish(job, {epoch = epoch, offset = 1, state = 'cancelled', reason = 'cancelled'})
+    cursors[head.stream] = nil
+    return nil
+  end
+  call('HSET', prefix .. 'job:' .. job.id, 'state', 'running', 'epoch', epoch, 'owner', worker,
+    'claimed_ms', digits(now))
+  call('HSET', prefix .. 'running:' .. worker, job.id, lease_of(job, epoch))
+  return describe(job, epoch)
+end
+
+-- Claim the best jobs that fit. Returns claims, and [lane, tenant] of the best that still waits.
+local function take(worker, slots, tokens, job_tokens_max)
+  local claims = {}
+  if call('EXISTS', prefix .. 'ready:high', prefix .. 'ready:normal', prefix .. 'ready:low') == 0 then
+    return claims, {}
+  end
+  while true do
+    local head = best_head(worker)
+    if not head then return claims, {} end
+    local need = math.min(tonumber(head.job.tokens_max or 0), job_tokens_max)
+    -- Nothing overtakes a job that does not fit: the room it needs would never come.
+    if #claims >= slots or need > tokens then return claims, {head.lane, head.tenant} end
+    local claimed = claim(head, worker)
+    heads[head.lane] = nil
+    if claimed then
+      claims[#claims + 1] = claimed
+      tokens = tokens - need
+      charge(head.tenant, need)
+      -- It is served more now: where it stood first, another may.
+      for lane, other in pairs(heads) do
+        if other and other.tenant == head.tenant then heads[lane] = nil end
+      end
+    end
+  end
+end

@@ -1,0 +1,32 @@
+-- Take back the jobs of workers whose heartbeat is gone, and list those this worker holds.
+-- KEYS[1] {ps:<queue>}:step:<worker>   ARGV worker, crash cap
+-- -> [now_ms, jobs put back, jobs dead, [dead worker …], [[id, epoch] … of this worker]]
+
+local TENANTS_KEPT = 100
+
+local worker, cap = ARGV[1], tonumber(ARGV[2])
+local back, dead, gone = 0, 0, {}
+for _, other in ipairs(call('HKEYS', prefix .. 'model')) do
+  if other ~= worker and call('EXISTS', prefix .. 'hb:' .. other) == 0 then
+    local taken, died = recover(other, cap)
+    back, dead = back + taken, dead + died
+    gone[#gone + 1] = other
+  end
+end
+
+-- Forget tenants without jobs, once they are many. One that comes back starts level with the least
+-- served that waits, so only those at or below that line lose nothing by it.
+if call('ZCARD', prefix .. 'served') > TENANTS_KEPT then
+  local line = least_served() or '+inf'
+  for _, tenant in ipairs(call('ZRANGEBYSCORE', prefix .. 'served', '-inf', line, 'LIMIT', 0, 100)) do
+    local streams = {}
+    for i, lane in ipairs(LANES) do streams[i] = prefix .. 'jobs:' .. lane .. ':' .. tenant end
+    if call('EXISTS', unpack(streams)) == 0 then call('ZREM', prefix .. 'served', tenant) end
+  end
+end
+
+local leases, own = call('HGETALL', prefix .. 'running:' .. worker), {}
+for i = 1, #leases, 2 do
+  own[#own + 1] = {leases[i], tonumber(string.match(leases[i + 1], '^%d+'))}
+end
+return {now, back, dead, gone, own}

@@ -1,0 +1,103 @@
+"""Connections: what is chosen, and that nothing is repeated behind our back."""
+
+import asyncio
+import ssl
+
+import pytest
+import redis
+from flaky_proxy import FlakyProxy
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from pagestream.producer.connection import connect, connect_async
+from pagestream.producer.errors import InvalidRequest
+
+
+@pytest.fixture
+def proxy(redis_server):
+    proxy = FlakyProxy(redis_server.socket)
+    yield proxy
+    proxy.close()
+
+
+def test_bytes_in_and_out_under_a_name(redis_url, redis_client, queue_name):
+    with connect(redis_url, client_name="w-1") as client:
+        assert client.client_getname() in (b"w-1", "w-1")
+        client.set(f"{{ps:{queue_name}}}:x", b"\xff")
+        assert client.get(f"{{ps:{queue_name}}}:x") == b"\xff"
+        (mine,) = [c for c in redis_client.client_list() if c["name"] == "w-1"]
+        assert mine.get("resp", "2") == "2"
+
+
+def test_a_lost_answer_is_an_error_and_the_command_is_not_repeated(proxy, redis_client, keys):
+    with connect(proxy.url, client_name="w-1") as client:
+        client.ping()
+        proxy.lose_answers = 1
+        with pytest.raises(RedisConnectionError):
+            client.xadd(keys.dead, {"a": "b"})
+        assert redis_client.xlen(keys.dead) == 1
+        assert client.xlen(keys.dead) == 1, "and the connection is not out of step"
+
+
+def test_retries_are_for_those_who_ask(proxy, redis_client, keys):
+    with connect(proxy.url, client_name="c", retries=3) as client:
+        client.ping()
+        proxy.lose_answers = 1
+        client.hincrby(keys.pace, "count", 1)
+        assert redis_client.hget(keys.pace, "count") == b"2"
+
+
+def test_asyncio_connections_are_the_same(proxy, redis_client, keys):
+    async def main() -> None:
+        async with connect_async(proxy.url, client_name="a") as client:
+            await client.ping()
+            proxy.lose_answers = 1
+            with pytest.raises(RedisConnectionError):
+                await client.xadd(keys.dead, {"a": "b"})
+            assert await client.xlen(keys.dead) == 1
+            # More calls at once than connections: they wait for each other.
+            replies = await asyncio.gather(*(client.xlen(keys.dead) for _ in range(50)))
+            assert replies == [1] * 50
+        async with connect_async(proxy.url, client_name="a", retries=3) as client:
+            await client.ping()
+            proxy.lose_answers = 1
+            await client.hincrby(keys.pace, "count", 1)
+
+    asyncio.run(main())
+    assert redis_client.hget(keys.pace, "count") == b"2"
+
+
+def test_every_kind_of_url():
+    tls = connect("rediss://user:secret@host:7/2?ssl_ca_certs=/ca.pem", client_name="x")
+    kwargs = tls.connection_pool.connection_kwargs
+    assert issubclass(tls.connection_pool.connection_class, redis.SSLConnection)
+    assert (kwargs["host"], kwargs["port"], kwargs["db"]) == ("host", 7, 2)
+    assert (kwargs["username"], kwargs["password"]) == ("user", "secret")
+    assert kwargs["ssl_ca_certs"] == "/ca.pem"
+    connection = tls.connection_pool.make_connection()
+    assert connection.cert_reqs == ssl.CERT_REQUIRED
+    tcp = connect("redis://host", client_name="x").connection_pool.make_connection()
+    assert tcp.socket_keepalive is True
+    assert tcp.socket_timeout == 10
+    unix = connect("unix:///a/b?db=3", client_name="x").connection_pool.make_connection()
+    assert (unix.path, unix.db, unix.socket_timeout) == ("/a/b", 3, 10)
+
+
+def test_the_url_has_the_last_word():
+    client = connect("redis://host?socket_timeout=3", client_name="x")
+    assert client.connection_pool.make_connection().socket_timeout == 3
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "host:6379",
+        "http://u:secret@host",
+        "redis://u:secret@host:notaport",
+        "redis://h?bogus=1",
+    ],
+)
+def test_a_bad_url_is_refused_without_its_password(url):
+    with pytest.raises(InvalidRequest) as caught:
+        connect(url, client_name="x").connection_pool.make_connection()
+    assert "secret" not in str(caught.value)

@@ -1,0 +1,236 @@
+"""The worker as a process: its settings, its log, its signals and its exit statuses."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stub_engine import StubOptions
+from tiny_tokenizer import save_byte_level
+from worker_harness import Client, Worker
+
+from pagestream.producer.keys import Keys
+from pagestream.worker.config import EngineConfig
+from pagestream.worker.errors import ConfigError
+from pagestream.worker.loading import LoadingBar
+from pagestream.worker.settings import read_settings
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 30.0
+
+# `pagestream worker` with the stub in place of the engine.
+_MAIN = """
+import json, sys
+from functools import partial
+from stub_engine import StubOptions, build_stub
+from pagestream.worker.service import log_to_stderr, run_worker
+from pagestream.worker.settings import read_settings
+
+if __name__ == "__main__":
+    log_to_stderr()
+    flags, options = (json.loads(text) for text in sys.argv[1:])
+    sys.exit(run_worker(read_settings(**flags), partial(build_stub, StubOptions(**options))))
+"""
+
+
+class Process:
+    def __init__(self, folder: Path, flags: dict[str, Any], options: dict[str, Any]) -> None:
+        script = folder / "worker_main.py"
+        script.write_text(_MAIN)
+        rooms = [str(ROOT / room) for room in ("producer", "kernels", "worker", "tests")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(script), json.dumps(flags), json.dumps(options)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(rooms)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.log: list[str] = []
+
+    def wait_log(self, pattern: str) -> str:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            if re.search(pattern, line):
+                return line
+        raise AssertionError(f"no line with {pattern!r} in\n{''.join(self.log)}")
+
+    def wait(self) -> int:
+        self.log += self.process.communicate(timeout=TIMEOUT_S)[1].splitlines(keepends=True)
+        return self.process.returncode
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_byte_level(tmp_path / "model")
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> str:
+    """A model without a tokenizer: its worker starts faster."""
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text("{}")
+    return str(tmp_path / "bare")
+
+
+@pytest.fixture
+def client(redis_url: str, keys: Keys) -> Iterator[Client]:
+    made = Client(redis_url, keys)
+    yield made
+    made.redis.close()
+
+
+@pytest.fixture
+def spawn(
+    tmp_path: Path, model: Path, redis_url: str, keys: Keys
+) -> Iterator[Callable[..., Process]]:
+    made: list[Process] = []
+
+    def start(options: dict[str, Any] | None = None, **flags: Any) -> Process:
+        defaults = {
+            "model": str(model),
+            "served_model_name": keys.queue,
+            "redis_url": redis_url,
+        }
+        made.append(Process(tmp_path, {**defaults, **flags}, options or {}))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.process.kill()
+        one.wait()
+
+
+def test_banner_signals_and_hand_back(spawn: Callable[..., Process], client: Client) -> None:
+    worker = spawn({"step_s": 0.01, "num_blocks": 65, "max_model_tokens": 512}, name="alpha")
+    banner = worker.wait_log("serves")
+    assert "worker alpha" in banner
+    assert "KV cache 0.00 GB = 1,024 tokens" in banner
+    assert "2.0 requests of full length fit" in banner
+    client.submit("short", prompt="a", sampling={"max_tokens": 60, "ignore_eos": True})
+    client.submit("long", prompt="b", sampling={"max_tokens": 500, "ignore_eos": True})
+    info = json.loads(client.redis.hget(client.keys.model, "alpha") or b"{}")
+    assert info["context_tokens"] == 512
+    assert info["has_chat_template"] is True
+    client.wait_tokens("long", 5)
+    worker.process.send_signal(signal.SIGTERM)
+    worker.wait_log("draining: 2 jobs")
+    assert client.result("short").end.reason == "length"  # a warm drain
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert client.state("long") == "queued"
+    assert len([i for e in client.entries("long") for i in e.ids]) >= 30
+    assert not client.redis.exists(client.keys.heartbeat("alpha"))
+
+
+def test_a_killed_worker_is_replaced(
+    spawn: Callable[..., Process], client: Client, redis_url: str, keys: Keys, bare: str
+) -> None:
+    first = spawn({"step_s": 0.01}, model=bare)
+    client.submit("j", prompt_ids=[98], sampling={"max_tokens": 100, "ignore_eos": True})
+    client.wait_tokens("j", 5)
+    second = Worker(redis_url, keys, Path(bare), StubOptions()).start()
+    try:
+        engine = _children(first.process.pid)
+        first.process.kill()
+        reply = client.result("j")
+        assert len(reply.ids) == 100
+        assert reply.end.epoch == 2
+        assert client.redis.hget(client.keys.job("j"), "crashes") == b"1"
+        assert engine
+        assert not [pid for pid in engine if _runs(pid)]  # it died with its parent
+    finally:
+        assert second.end() == 0
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _runs(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and ") Z " not in stat.read_text()
+
+
+def test_a_name_that_is_taken(spawn: Callable[..., Process], bare: str) -> None:
+    spawn(name="alpha", model=bare).wait_log("serves")
+    other = spawn(name="alpha", model=bare)
+    assert other.wait() == 75
+    assert "alpha" in other.log[-1]
+
+
+def test_no_redis(spawn: Callable[..., Process]) -> None:
+    worker = spawn(redis_url="redis://user:secret@127.0.0.1:1/0")
+    assert worker.wait() == 69
+    assert "no Redis at redis://127.0.0.1:1/0" in worker.log[-1]
+    assert "secret" not in "".join(worker.log)
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "status", "text"),
+    [
+        ({"fail": "a bug"}, {}, 70, "RuntimeError: a bug"),
+        ({"refuse": "cannot be served"}, {}, 78, "cannot be served"),
+        ({}, {"model": "/nowhere/model"}, 78, "/nowhere/model"),
+        ({}, {"redis_url": "http://x"}, 78, "http://"),
+        ({}, {"served_model_name": "a b"}, 78, "--served-model-name"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why(
+    spawn: Callable[..., Process],
+    bare: str,
+    options: dict[str, Any],
+    flags: dict[str, Any],
+    status: int,
+    text: str,
+) -> None:
+    worker = spawn(options, **{"model": bare, **flags})
+    assert worker.wait() == status
+    assert text in "".join(worker.log)
+    if status == 78:
+        assert "Traceback" not in "".join(worker.log)
+
+
+def test_flags_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGESTREAM_MODEL", "from-env")
+    monkeypatch.setenv("PAGESTREAM_MAX_NUM_SEQS", "7")
+    monkeypatch.setenv("PAGESTREAM_MAX_MODEL_LEN", "100")
+    settings = read_settings(model=None, max_num_seqs=9, dtype="float32", load_format="dummy")
+    assert settings.engine_config() == EngineConfig(
+        model="from-env", max_running=9, max_model_tokens=100, dtype="float32", load_format="dummy"
+    )
+    assert settings.queue == "from-env"
+
+
+def test_a_folder_is_served_under_its_name(model: Path) -> None:
+    assert read_settings(model=str(model)).queue == "model"
+    assert read_settings(model="Qwen/Qwen3-0.6B").queue == "Qwen/Qwen3-0.6B"
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({}, "--model is missing: give it, or set PAGESTREAM_MODEL"),
+        ({"model": "m", "max_num_seqs": 0}, "--max-num-seqs"),
+        ({"model": "m", "dtype": "int3"}, "--dtype"),
+        ({"model": "m", "gpu_memory_utilization": 1.5}, "1.5"),
+    ],
+)
+def test_bad_settings_name_the_flag(flags: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(**flags)
+    assert text in str(caught.value)
+
+
+def test_loading_is_logged_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    bar = LoadingBar()
+    for done in range(0, 101, 5):
+        bar(done, 100)
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == [f"weights: {percent} % of 0.00 GB" for percent in (25, 50, 75, 100)]

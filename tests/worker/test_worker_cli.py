@@ -1,0 +1,58 @@
+"""The worker room's commands: flags reach the settings, mistakes are sentences."""
+
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pagestream.worker import cli
+from pagestream.worker.settings import WorkerSettings
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    made = typer.Typer()
+    cli.register(made)
+    return made
+
+
+def test_flags_reach_the_settings(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[WorkerSettings] = []
+
+    def run(settings: WorkerSettings) -> int:
+        seen.append(settings)
+        return 75
+
+    monkeypatch.setattr(cli, "run_worker", run)
+    flags = "--model m --max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 64 --grace 2"
+    more = "--served-model-name s --revision r --dtype float32 --num-blocks 9 --name n"
+    rest = "--gpu-memory-utilization 0.5 --load-format dummy --redis-url redis://h/1"
+    last = "--no-enable-prefix-caching --device cpu --redis-patience 7"
+    result = CliRunner().invoke(app, ["worker", *f"{flags} {more} {rest} {last}".split()])
+    assert result.exit_code == 75, result.output
+    wanted: dict[str, Any] = {
+        "model": "m", "max_model_len": 100, "max_num_seqs": 3, "max_num_batched_tokens": 64,
+        "grace": 2.0, "served_model_name": "s", "revision": "r", "dtype": "float32",
+        "num_blocks": 9, "name": "n", "gpu_memory_utilization": 0.5, "load_format": "dummy",
+        "redis_url": "redis://h/1", "enable_prefix_caching": False, "device": "cpu",
+        "redis_patience": 7.0,
+    }  # fmt: skip
+    assert seen[0].model_dump() == wanted
+
+
+def test_up_starts_a_server_for_the_worker(
+    app: typer.Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(cli, "run_worker", lambda settings: seen.append(settings.redis_url) or 0)
+    result = CliRunner().invoke(app, ["up", "--model", "m", "--data", str(tmp_path / "data")])
+    assert result.exit_code == 0, result.output
+    assert seen[0].startswith("unix://")
+
+
+def test_bad_settings_are_a_sentence(app: typer.Typer) -> None:
+    result = CliRunner().invoke(app, ["worker", "--model", "m", "--dtype", "int3"])
+    assert result.exit_code == 78
+    assert "--dtype" in result.output
+    assert CliRunner().invoke(app, ["worker", "--nonsense"]).exit_code == 2

@@ -1,0 +1,130 @@
+"""The commands of the worker room: `pagestream worker` and `pagestream up`.
+
+Flags and their help only; what they do is `service`'s. Every flag is also a `PAGESTREAM_…`
+variable.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pagestream.producer.embedded import EmbeddedRedis, default_directory
+
+from pagestream.producer.errors import PagestreamError
+
+from .service import BAD_CONFIG, REDIS_UNAVAILABLE, log_to_stderr, run_worker
+from .settings import read_settings
+
+Model = Annotated[
+    str | None, typer.Option(help="A Hugging Face directory or hub id. [env: PAGESTREAM_MODEL]")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+ServedName = Annotated[
+    str | None,
+    typer.Option(help="The name clients ask for, and the queue's. [default: the model's]"),
+]
+RedisUrl = Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:// URL.")]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        help="This worker's name; a second live one is refused. [default: host and random]"
+    ),
+]
+Grace = Annotated[
+    float | None, typer.Option(help="Seconds that running jobs get to finish after SIGTERM.")
+]
+RedisPatience = Annotated[
+    float | None, typer.Option(help="Seconds Redis may be away before the worker gives up.")
+]
+MaxModelLen = Annotated[
+    int | None, typer.Option(help="Prompt and output tokens together. [default: the model's]")
+]
+MaxNumSeqs = Annotated[int | None, typer.Option(help="Requests that run at once.")]
+MaxBatched = Annotated[int | None, typer.Option(help="Token budget of one step.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="auto, float32, float16 or bfloat16; auto: float32 on a CPU.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+LoadFormat = Annotated[
+    str | None, typer.Option(help="auto, or dummy: random weights from a config.json alone.")
+]
+NumBlocks = Annotated[
+    int | None, typer.Option(help="KV blocks of 16 tokens. [default: what memory allows]")
+]
+GpuMemory = Annotated[float | None, typer.Option(help="Share of the GPU's memory to use, 0 to 1.")]
+PrefixCaching = Annotated[
+    bool | None,
+    typer.Option(
+        "--enable-prefix-caching/--no-enable-prefix-caching", help="Reuse shared prefixes."
+    ),
+]
+
+
+def worker(
+    model: Model = None,
+    revision: Revision = None,
+    served_model_name: ServedName = None,
+    redis_url: RedisUrl = None,
+    name: Name = None,
+    grace: Grace = None,
+    redis_patience: RedisPatience = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = None,
+    max_num_batched_tokens: MaxBatched = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    load_format: LoadFormat = None,
+    num_blocks: NumBlocks = None,
+    gpu_memory_utilization: GpuMemory = None,
+    enable_prefix_caching: PrefixCaching = None,
+) -> None:
+    """Serve a model's queue until stopped.
+
+    SIGTERM or Ctrl-C once: take no new job and let the running ones finish; twice: hand them back.
+    """
+    log_to_stderr()
+    raise typer.Exit(_run(dict(locals())))
+
+
+def up(
+    model: Model = None,
+    revision: Revision = None,
+    served_model_name: ServedName = None,
+    name: Name = None,
+    grace: Grace = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = None,
+    max_num_batched_tokens: MaxBatched = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    load_format: LoadFormat = None,
+    num_blocks: NumBlocks = None,
+    gpu_memory_utilization: GpuMemory = None,
+    enable_prefix_caching: PrefixCaching = None,
+    data: Annotated[Path | None, typer.Option(help="Where the jobs are kept between runs.")] = None,
+) -> None:
+    """Start an embedded Redis server and a worker on it, in one command."""
+    flags = dict(locals())
+    log_to_stderr()
+    try:
+        with EmbeddedRedis(flags.pop("data") or default_directory()) as server:
+            typer.echo(f"Redis is at {server.url}", err=True)
+            status = _run({**flags, "redis_url": server.url})
+    except PagestreamError as error:  # no server binary, or one runs already
+        typer.echo(f"error: {error}", err=True)
+        status = REDIS_UNAVAILABLE
+    raise typer.Exit(status)
+
+
+def _run(flags: dict[str, Any]) -> int:
+    try:
+        return run_worker(read_settings(**flags))
+    except PagestreamError as error:
+        typer.echo(f"error: {error}", err=True)
+        return BAD_CONFIG
+
+
+def register(app: typer.Typer) -> None:
+    """Add this room's commands to the command line."""
+    app.command()(worker)
+    app.command()(up)

@@ -1,0 +1,360 @@
+"""The loop of the queue process: what happens between Redis and the engine, and when.
+
+    wait ─► take what arrived ─► ONE write to Redis ─► act on its answer ─► wait …
+
+Everything that can happen is an event in the inbox or an answer of Redis, and all of it is handled
+on this one thread; tokenizing and reading the engine's socket are on others. Publishing never holds
+the engine up: what arrives during a write waits and goes out together in the next. This module
+knows no torch, no text and no Lua; signals and exit statuses are the service's.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+from pagestream.producer.errors import PagestreamError
+from pagestream.producer.keys import REAP_MS
+from pagestream.producer.protocol import FinishReason
+
+from ..messages import Abort, Fatal, Output, Ready, Step
+from ..process import Died, EngineProcess
+from .backoff import Patience
+from .calls import Claim, Control, Return, StepCall, StepReply
+from .credit import Credit
+from .inbox import Inbox
+from .intake import Intaken, IntakeThread
+from .lease import Lease
+from .reply import REQUEST_SEPARATOR, Job
+
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3
+RESTART_WINDOW_S = 600.0
+STALL_S = 30.0
+"""An engine that has requests and says nothing for so long is wedged."""
+
+
+class StopFlag:
+    """How the worker has been asked to end; set from signal handlers and control messages."""
+
+    def __init__(self) -> None:
+        self.drain = False
+        """Take no new job, let the running ones finish."""
+        self.now = False
+        """Hand back what runs."""
+
+    def request(self) -> None:
+        """Drain at the first request, hand back at the second."""
+        self.drain, self.now = True, self.drain
+
+
+class EngineLost(Exception):
+    """The engine died too often; every job has been handed back."""
+
+
+class QueueLoop:
+    """Runs claimed jobs on the engine until told to stop.
+
+    Invariant: a job is in `_jobs` from its claim until its end, its return or its loss is known to
+    be written; `_dirty` are those of them that the next write has something to say of.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        engine: EngineProcess,
+        intake: IntakeThread,
+        inbox: Inbox,
+        ready: Ready,
+        stop: StopFlag,
+        patience: Patience,
+        *,
+        grace_s: float,
+    ) -> None:
+        """The engine process is up and has said `ready`; the worker is registered."""
+        self._lease = lease
+        self._engine = engine
+        self._intake = intake
+        self._inbox = inbox
+        self._credit = Credit(ready)
+        self._stop = stop
+        self._patience = patience
+        self._grace_s = grace_s
+        self._jobs: dict[str, Job] = {}
+        self._dirty: dict[str, Job] = {}
+        self._engine_is_up = True
+        self._engine_is_lost = False
+        self._deaths_s: list[float] = []
+        self._heard_s = time.monotonic()
+        self._drain_until_s: float | None = None
+        self._bell_id = "0-0"
+        self._rung = True
+        self._next_reap_s = 0.0
+
+    def run(self) -> None:
+        """Serve until stopped; no job is held when this returns, or raises `EngineLost`.
+
+        Raises:
+            EngineLost: the engine died more than `MAX_RESTARTS` times in `RESTART_WINDOW_S`.
+            RedisGone: Redis was away for longer than the worker waits.
+            WorkerReplaced: another process took this worker's name while this one was away.
+        """
+        while not self._is_done():
+            for event in self._wait():
+                self._take_event(event)
+            self._check_clocks()
+            if self._is_step_due():
+                call = self._next_call()
+                self._act_on(call, self._patience.call(self._lease.step, call))
+            self._reap_if_due()
+        if self._engine_is_lost:
+            raise EngineLost(
+                f"the engine died {len(self._deaths_s)} times in {RESTART_WINDOW_S:.0f} s"
+            )
+
+    def _is_done(self) -> bool:
+        return not self._jobs and (self._stop.drain or self._engine_is_lost)
+
+    # ---- waiting, and what arrives
+
+    def _wait(self) -> list[object]:
+        """Wait for the engine while something runs, else for the bell; never past the next duty."""
+        reap_s = self._next_reap_s - time.monotonic()
+        due_s = 0.0 if self._rung else min(self._lease.beat_due_ms() / 1000, reap_s)
+        if due_s <= 0 or self._jobs or not self._engine_is_up:
+            return self._inbox.take(due_s)
+        self._rung = self._patience.call(self._lease.wait, self._bell_id, int(due_s * 1000) + 1)
+        return self._inbox.take(0.0)
+
+    def _take_event(self, event: object) -> None:
+        match event:
+            case Step():
+                self._heard_s = time.monotonic()
+                self._credit.load = event.load
+                for output in event.outputs:
+                    self._take_output(output)
+            case Intaken():
+                self._take_intaken(event)
+            case Ready():
+                self._engine_came_up()
+            case Died():
+                self._engine_died(event)
+            case Fatal():
+                logger.error("the engine gave up: %s", event.message.strip().splitlines()[-1])
+            case _:
+                assert event is None, f"nobody puts a {type(event).__name__} in the inbox"
+
+    def _take_output(self, output: Output) -> None:
+        job_id, _, epoch = output.request_id.rpartition(REQUEST_SEPARATOR)
+        job = self._jobs.get(job_id)
+        # Tokens of a job that has ended here, or of an earlier claim of it, are nobody's.
+        if job is None or job.reason is not None or job.is_returning or str(job.epoch) != epoch:
+            return
+        job.take(output, self._heard_s)
+        self._dirty[job_id] = job
+        if job.reason is not None:
+            if output.finish is None:  # a stop string, which the engine cannot see
+                self._forget_in_engine([job])
+            job.is_sent = False
+
+    def _take_intaken(self, intaken: Intaken) -> None:
+        job = self._jobs.get(intaken.job_id)
+        if job is None or job.epoch != intaken.epoch or job.reason is not None or job.is_returning:
+            return
+        job.resume(intaken.replayed_ids)
+        if isinstance(intaken.request, PagestreamError):
+            job.fail(intaken.request)
+        elif intaken.request is not None:
+            job.prepare(intaken.request)
+        if job.reason is not None:
+            self._dirty[job.id] = job
+        elif job.request is None or not self._credit.fits(job, self._jobs.values()):
+            self._hand_back([job])
+        elif self._engine_is_up:
+            self._run(job)
+
+    def _run(self, job: Job) -> None:
+        if not any(other.is_sent for other in self._jobs.values()):
+            self._heard_s = time.monotonic()  # it had nothing to say
+        job.is_sent = True
+        self._engine.send(job.add())
+
+    # ---- what is due
+
+    def _check_clocks(self) -> None:
+        """Deadlines of jobs, the end of a drain, an engine that is wedged."""
+        now_s = time.monotonic()
+        timed = [job for job in self._jobs.values() if job.deadline_ms is not None]
+        if timed:
+            now_ms = self._lease.now_ms()
+            self._end([job for job in timed if now_ms >= (job.deadline_ms or 0)], "expired")
+        if self._stop.drain and self._drain_until_s is None:
+            logger.info("draining: %d jobs have %.0f s to finish", len(self._jobs), self._grace_s)
+            self._drain_until_s = now_s + self._grace_s
+        grace_is_over = self._drain_until_s is not None and now_s >= self._drain_until_s
+        if self._stop.now or grace_is_over or self._engine_is_lost:
+            self._hand_back(self._jobs.values())
+        if now_s - self._heard_s > STALL_S and any(job.is_sent for job in self._jobs.values()):
+            logger.error("the engine has said nothing for %.0f s: killing it", STALL_S)
+            self._heard_s = now_s
+            self._engine.kill()
+
+    def _is_step_due(self) -> bool:
+        return bool(self._dirty or self._rung) or self._lease.beat_due_ms() == 0
+
+    def _next_call(self) -> StepCall:
+        """Everything there is to write, and how much may be claimed."""
+        now_s = time.monotonic()
+        self._rung = False
+        dirty, self._dirty = self._dirty, {}
+        rows = [row for job in dirty.values() if (row := job.row()) is not None]
+        leaving = {job.id: job for job in dirty.values() if job.reason or job.is_returning}
+        slots = tokens = 0
+        if self._engine_is_up and not self._stop.drain:
+            staying = [job for job in self._jobs.values() if job.id not in leaving]
+            slots, tokens = self._credit.of(staying)
+        return StepCall(
+            rows=rows,
+            ends=[job.end(now_s) for job in leaving.values() if not job.is_returning],
+            returns=[
+                Return(job.id, job.epoch, job.context_tokens if job.request else None)
+                for job in leaving.values()
+                if job.is_returning
+            ],
+            slots=slots,
+            tokens=tokens,
+            info=self._heartbeat_info(),
+        )
+
+    def _heartbeat_info(self) -> str:
+        load = self._credit.load
+        counters = msgspec.structs.asdict(load) if load is not None else {}
+        return msgspec.json.encode({"jobs": len(self._jobs), **counters}).decode()
+
+    def _reap_if_due(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_reap_s:
+            self._next_reap_s = now_s + REAP_MS / 1000
+            reaped = self._patience.call(self._lease.reap, self._jobs)
+            # Jobs of dead workers wait now, or jobs of ours that the next step hands back.
+            self._rung = self._rung or bool(reaped.put_back or reaped.lost)
+
+    # ---- Redis's answer
+
+    def _act_on(self, call: StepCall, reply: StepReply) -> None:
+        if reply.status == "rollback":
+            self._roll_back()
+            return
+        self._bell_id = reply.bell_id
+        for row, code in zip(call.rows, reply.row_codes, strict=True):
+            if code == "f":
+                logger.warning("job %s has another owner now", row.job_id)
+            if code in "fg":  # gone: the reader deleted its reply, and nobody wants the rest
+                self._drop(row.job_id)
+        for end in call.ends:
+            self._jobs.pop(end.job_id, None)
+        for returned in call.returns:
+            self._jobs.pop(returned[0], None)
+        for claim in reply.claims:
+            self._take_claim(claim, reply.now_ms)
+        for control in reply.controls:
+            self._take_control(control)
+
+    def _take_claim(self, claim: Claim, now_ms: int) -> None:
+        held = self._jobs.get(claim.job_id)
+        if held is not None and held.epoch == claim.epoch:
+            return  # a repeated answer
+        self._drop(claim.job_id)
+        self._jobs[claim.job_id] = Job(claim, time.monotonic(), now_ms)
+        self._intake.submit(claim)
+
+    def _take_control(self, control: Control) -> None:
+        if control.kind == "drain":
+            self._stop.drain = True
+        elif (job := self._jobs.get(control.job_id)) is not None:
+            self._end([job], "cancelled")
+
+    def _roll_back(self) -> None:
+        """Redis forgot acknowledged writes: go back to what it has, drop what is not ours."""
+        running = [(job.id, job.epoch) for job in self._jobs.values()]
+        for tail in self._patience.call(self._lease.resync, running):
+            if tail.owned:
+                self._jobs[tail.job_id].rewind(tail.offset)
+                self._dirty[tail.job_id] = self._jobs[tail.job_id]
+            else:
+                self._drop(tail.job_id)
+        logger.warning(
+            "Redis rolled back: %d of %d jobs are still ours", len(self._jobs), len(running)
+        )
+        self._rung = True
+
+    # ---- jobs that leave
+
+    def _end(self, jobs: Iterable[Job], reason: FinishReason) -> None:
+        """End jobs from here: the engine forgets them, the next write says why."""
+        ending = [job for job in jobs if job.reason is None and not job.is_returning]
+        for job in ending:
+            job.reason = reason
+            self._dirty[job.id] = job
+        self._forget_in_engine(ending)
+
+    def _hand_back(self, jobs: Iterable[Job]) -> None:
+        """Give jobs back to the queue with their progress; their tokens so far go out first."""
+        returning = [job for job in jobs if job.reason is None and not job.is_returning]
+        for job in returning:
+            job.is_returning = True
+            self._dirty[job.id] = job
+        self._forget_in_engine(returning)
+
+    def _drop(self, job_id: str) -> None:
+        """The job is somebody else's, or nobody's: say nothing more of it."""
+        self._dirty.pop(job_id, None)
+        if (job := self._jobs.pop(job_id, None)) is not None:
+            self._forget_in_engine([job])
+
+    def _forget_in_engine(self, jobs: list[Job]) -> None:
+        sent = [job.request_id for job in jobs if job.is_sent]
+        if sent and self._engine_is_up:
+            self._engine.send(Abort(sent))
+        for job in jobs:
+            job.is_sent = False
+
+    # ---- the engine's life
+
+    def _engine_died(self, died: Died) -> None:
+        """What it said before was taken; start another, unless that has been done too often."""
+        self._engine_is_up = False
+        now_s = time.monotonic()
+        self._deaths_s = [at for at in self._deaths_s if now_s - at < RESTART_WINDOW_S] + [now_s]
+        ran = [job for job in self._jobs.values() if job.is_sent]
+        logger.error(
+            "the engine process ended (status %d) with %d jobs; %d times in %.0f s",
+            *(died.exit_code, len(ran), len(self._deaths_s), RESTART_WINDOW_S),
+        )
+        for job in self._jobs.values():
+            job.is_sent = job.is_answered = False
+        self._engine.stop()
+        if len(self._deaths_s) > MAX_RESTARTS:
+            self._engine_is_lost = True
+        else:
+            self._engine.start()
+        self._count_crash(ran)
+
+    def _count_crash(self, ran: list[Job]) -> None:
+        running = [(job.id, job.epoch, job.crashes) for job in ran]
+        for crash in self._patience.call(self._lease.crashed, running):
+            self._jobs[crash.job_id].crashes = crash.crashes
+            if crash.outcome != "kept":
+                logger.warning("job %s is %s after a crash", crash.job_id, crash.outcome)
+                self._drop(crash.job_id)
+
+    def _engine_came_up(self) -> None:
+        """Give a new engine everything that is to run, from the token logs."""
+        self._engine_is_up = True
+        self._credit.load = None
+        self._rung = True
+        for job in self._jobs.values():
+            if job.request is not None and job.reason is None and not job.is_returning:
+                self._run(job)

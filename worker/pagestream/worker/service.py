@@ -1,0 +1,222 @@
+"""A worker: an engine process, the queue loop, and what lies between its start and its exit status.
+
+    0  drained, or stopped before it took a job      70  the engine failed, or died too often
+    69 Redis cannot be reached at the start          75  Redis stayed away, or the name is taken
+    78 the settings or the model cannot work         (2  wrong flags)
+This module knows no jobs and no steps.
+"""
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from urllib.parse import urlsplit
+
+from redis.exceptions import RedisError
+
+from pagestream.producer.connection import connect
+from pagestream.producer.errors import PagestreamError, WorkerNameTaken, WorkerReplaced
+from pagestream.producer.keys import Keys
+from pagestream.producer.protocol import ModelInfo
+
+from .config import EngineConfig
+from .loading import LoadingBar
+from .messages import Fatal, Ready
+from .models.hub import generation_defaults, resolve
+from .process import EXIT_CONFIG, Died, EngineLike, EngineProcess
+from .queue.backoff import Patience, RedisGone
+from .queue.inbox import Inbox
+from .queue.intake import Intake, IntakeThread
+from .queue.lease import Lease
+from .queue.loop import EngineLost, QueueLoop, StopFlag
+from .queue.tokenizer import Tokenizer
+from .settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+OK = 0
+REDIS_UNAVAILABLE = 69
+ENGINE_FAILED = 70
+TRY_AGAIN = 75
+BAD_CONFIG = EXIT_CONFIG
+
+LAST_WORD_S = 5.0
+"""How long a worker that was told to stop at once waits for Redis."""
+
+
+class _Exit(Exception):
+    """Ends the start-up with a status and a sentence."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def build_real_engine(config: EngineConfig) -> EngineLike:
+    """Load the model and build its engine; called in the engine process."""
+    # The queue process never imports the engine, and with it torch's device code.
+    from .engine.engine import build_engine
+
+    log_to_stderr()
+    return build_engine(config, LoadingBar())
+
+
+def run_worker(
+    settings: WorkerSettings,
+    build: Callable[[EngineConfig], EngineLike] = build_real_engine,
+) -> int:
+    """Serve until a signal says stop, and return the exit status.
+
+    The first SIGTERM or SIGINT stops claiming and lets running jobs finish within the grace; the
+    second hands them back at once, with their progress.
+    """
+    stop = StopFlag()
+    inbox = Inbox()
+    with _signals(stop, inbox):
+        return serve(settings, stop, inbox, build)
+
+
+def serve(
+    settings: WorkerSettings,
+    stop: StopFlag,
+    inbox: Inbox,
+    build: Callable[[EngineConfig], EngineLike],
+) -> int:
+    """Serve until `stop` says so, and return the exit status; whoever sets it wakes the inbox."""
+    engine = EngineProcess(partial(build, settings.engine_config()), inbox.put_frame)
+    try:
+        _serve(settings, stop, inbox, engine)
+    except _Exit as ending:
+        if ending.status != OK:
+            logger.error("%s", ending)
+        return ending.status
+    except PagestreamError as error:
+        logger.error("%s", error)
+        return TRY_AGAIN if isinstance(error, WorkerNameTaken | WorkerReplaced) else BAD_CONFIG
+    except RedisGone as error:
+        logger.error("%s", error)
+        return TRY_AGAIN
+    except EngineLost as error:
+        logger.error("%s; every job went back to the queue", error)
+        return ENGINE_FAILED
+    except Exception:
+        logger.exception("the worker failed")
+        return ENGINE_FAILED
+    finally:
+        inbox.close()
+        engine.stop()
+    return OK
+
+
+def _serve(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: EngineProcess) -> None:
+    keys = Keys(settings.queue)
+    worker = settings.name or f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    redis = connect(settings.redis_url, client_name=worker)
+    try:
+        redis.ping()
+    except RedisError as error:
+        raise _Exit(
+            REDIS_UNAVAILABLE, f"no Redis at {_without_password(settings.redis_url)}: {error}"
+        ) from error
+    directory = resolve(settings.model, settings.revision, weights=False)
+    engine.start()
+    tokenizer = Tokenizer.load(directory)
+    defaults = generation_defaults(directory)
+    ready = _wait_until_ready(inbox, stop)
+    info = _model_info(keys.queue, ready, tokenizer)
+
+    patience = Patience(lambda: LAST_WORD_S if stop.now else settings.redis_patience)
+    lease = Lease(redis, keys, worker)
+    patience.call(lease.register, info)
+    logger.info("%s", _banner(worker, info, ready))
+    intake = IntakeThread(
+        Intake(tokenizer, info, defaults), partial(patience.call, lease.replay), inbox.put
+    )
+    loop = QueueLoop(lease, engine, intake, inbox, ready, stop, patience, grace_s=settings.grace)
+    try:
+        loop.run()
+    except EngineLost:
+        _leave(lease)
+        raise
+    finally:
+        intake.close()
+    # Not after a bug: the jobs it may have met then count a crash when this worker is found dead.
+    _leave(lease)
+    logger.info("worker %s has stopped", worker)
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def _leave(lease: Lease) -> None:
+    with suppress(RedisError):
+        lease.leave()
+
+
+def _wait_until_ready(inbox: Inbox, stop: StopFlag) -> Ready:
+    """Wait for the engine to load; a request to stop ends the wait."""
+    began_s = time.monotonic()
+    message = ""
+    while not stop.drain:
+        for event in inbox.take(1.0):
+            if isinstance(event, Ready):
+                logger.info("the engine is ready after %.1f s", time.monotonic() - began_s)
+                return event
+            if isinstance(event, Fatal):
+                message = event.message
+            if isinstance(event, Died):
+                status = BAD_CONFIG if event.exit_code == EXIT_CONFIG else ENGINE_FAILED
+                raise _Exit(status, message or f"the engine process ended ({event.exit_code})")
+    raise _Exit(OK, "stopped before the engine was ready")
+
+
+def _model_info(name: str, ready: Ready, tokenizer: Tokenizer | None) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        context_tokens=ready.max_model_tokens,
+        vocab_size=ready.vocab_size,
+        has_tokenizer=tokenizer is not None,
+        has_chat_template=tokenizer is not None and tokenizer.has_chat_template,
+        max_running=ready.max_running,
+        kv_tokens=(ready.num_blocks - 1) * ready.block_tokens,  # block 0 is nobody's
+    )
+
+
+def _banner(worker: str, info: ModelInfo, ready: Ready) -> str:
+    full_length = info.kv_tokens / max(info.context_tokens, 1)
+    return (
+        f"worker {worker} serves {info.name!r} on {ready.device}: "
+        f"weights {ready.weight_bytes / 1e9:.2f} GB, "
+        f"KV cache {ready.kv_bytes / 1e9:.2f} GB = {info.kv_tokens:,} tokens, "
+        f"context {info.context_tokens:,} tokens ({full_length:.1f} requests of full length fit, "
+        f"{info.max_running} may run at once)"
+    )
+
+
+@contextmanager
+def _signals(stop: StopFlag, inbox: Inbox) -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into requests to stop."""
+
+    def handle(signum: int, frame: object) -> None:
+        stop.request()
+        inbox.put(None)  # wakes the loop
+
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def log_to_stderr() -> None:
+    """Set up logging for a process of the worker; `PAGESTREAM_LOG_LEVEL` is the level."""
+    level = os.environ.get("PAGESTREAM_LOG_LEVEL", "INFO").upper()
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")

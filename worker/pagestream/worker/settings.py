@@ -1,0 +1,98 @@
+"""The worker's settings, from flags and from `PAGESTREAM_…` variables; a flag wins over a variable.
+
+This module checks values one by one; what depends on the model or the machine is checked where it
+is known. It builds the engine's `EngineConfig` and knows nothing of how the settings are used.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pagestream.producer.errors import InvalidRequest
+from pagestream.producer.keys import check_name
+
+from .config import EngineConfig
+from .errors import ConfigError
+
+DEFAULT_REDIS_URL = "redis://localhost:6379/0"
+
+
+class WorkerSettings(BaseSettings):
+    """Everything a worker can be told; each field is a flag and a variable of the same name."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PAGESTREAM_", extra="forbid", frozen=True, protected_namespaces=()
+    )
+
+    model: str
+    revision: str | None = None
+    served_model_name: str | None = None
+    redis_url: str = DEFAULT_REDIS_URL
+    name: str | None = None
+    grace: float = Field(default=30.0, ge=0)
+    redis_patience: float = Field(default=600.0, gt=0)
+    max_model_len: int | None = Field(default=None, ge=2)
+    max_num_seqs: int = Field(default=256, ge=1)
+    max_num_batched_tokens: int = Field(default=8192, ge=1)
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    load_format: Literal["auto", "dummy"] = "auto"
+    num_blocks: int | None = Field(default=None, ge=2)
+    gpu_memory_utilization: float = Field(default=0.92, gt=0, le=1)
+    enable_prefix_caching: bool = True
+
+    @property
+    def queue(self) -> str:
+        """The queue the worker serves: the name clients ask for.
+
+        Raises:
+            ConfigError: the name cannot be a queue's.
+        """
+        name = self.served_model_name
+        if name is None:
+            path = Path(self.model)
+            name = path.resolve().name if path.is_dir() else self.model
+        try:
+            return check_name("queue", name)
+        except InvalidRequest as error:
+            raise ConfigError(f"{error}; choose another with --served-model-name") from error
+
+    def engine_config(self) -> EngineConfig:
+        """Return what the engine needs of this."""
+        return EngineConfig(
+            model=self.model,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=self.device,
+            load_format=self.load_format,
+            max_model_tokens=self.max_model_len,
+            max_running=self.max_num_seqs,
+            max_step_tokens=self.max_num_batched_tokens,
+            num_blocks=self.num_blocks,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            prefix_cache=self.enable_prefix_caching,
+        )
+
+
+def read_settings(**flags: Any) -> WorkerSettings:
+    """Return the settings: flags that are not None, then variables, then defaults.
+
+    Raises:
+        ConfigError: a value is missing or out of range; the message names the flag.
+    """
+    try:
+        return WorkerSettings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(dict(line)) for line in error.errors())) from error
+
+
+def _sentence(line: dict[str, Any]) -> str:
+    name = re.sub("_", "-", str(line["loc"][0])) if line["loc"] else "settings"
+    return (
+        f"--{name}: {line['msg']} (got {line['input']!r})"
+        if line["type"] != "missing"
+        else (f"--{name} is missing: give it, or set PAGESTREAM_{name.replace('-', '_').upper()}")
+    )
