@@ -170,7 +170,8 @@ def test_a_full_server_refuses_submit_but_lets_workers_finish(own_server, keys):
         worker = Worker(wire)
         claim = worker.claim_one()
         client.config_set("maxmemory", 1)
-        with pytest.raises(redis.exceptions.OutOfMemoryError):
+        # Redis 6 has no error class of its own for this inside a script.
+        with pytest.raises(ResponseError, match="used memory"):
             wire.submit("c")
         assert wire.record("c") == {}, "refused means not written at all"
         assert worker.step(rows=[row(claim, 0, 5)]).row_codes == "k"
