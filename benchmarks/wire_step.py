@@ -2,8 +2,8 @@
 
     PYTHONPATH=producer:worker python benchmarks/wire_step.py unix:///path/to/socket
 
-Prints wall and client CPU milliseconds a step (median of `--steps`, after a warm-up), for the server
-given: use one with AOF everysec. Every key it makes is deleted.
+Prints wall and client CPU milliseconds a step (median of `--steps`, after a warm-up), for the
+server given: use one with AOF everysec. Every key it makes is deleted.
 """
 
 import argparse
