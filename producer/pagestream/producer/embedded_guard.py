@@ -1,10 +1,10 @@
 """The process between an owner and its embedded server: when the owner goes, the server goes.
 
-Run as a script, `python embedded_guard.py LOCK_FILE SERVER CONFIG [TEMPORARY_FOLDER …]`, with a pipe
-from the owner as standard input. It takes the folder's lock and says so on standard output, starts the
-server, starts it again when it dies by itself, and stops it (and removes the temporary folders) when
-the pipe closes: the kernel closes it however the owner ended, SIGKILL included. Should the guard itself
-be killed, Linux ends the server (PR_SET_PDEATHSIG).
+Run as a script, `python embedded_guard.py LOCK_FILE SERVER CONFIG [TEMPORARY_FOLDER …]`, with a
+pipe from the owner as standard input. It takes the folder's lock and says so on standard output,
+starts the server, starts it again when it dies by itself, and stops it (and removes the temporary
+folders) when the pipe closes: the kernel closes it however the owner ended, SIGKILL included.
+Should the guard itself be killed, Linux ends the server (PR_SET_PDEATHSIG).
 This module knows no Redis and imports only what a bare interpreter has.
 
 Exit codes: 0 stopped as asked, 73 the directory is in use, 70 the server cannot be kept running.
@@ -17,6 +17,7 @@ import selectors
 import signal
 import sys
 import time
+from types import FrameType
 
 IN_USE = 73
 CANNOT_RUN = 70
@@ -31,7 +32,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def take_lock(path: str) -> int:
-    """Open and lock `path`; the server inherits the descriptor, so the lock lives as long as it does."""
+    """Lock `path`; the server inherits the descriptor, so the lock lives as long as it does."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + LOCK_MS / 1000
     while True:
@@ -50,7 +51,7 @@ def start_server(server: str, config: str) -> int:
     """Fork and run the server; return its process id."""
     guard = os.getpid()
     # Loaded before the fork: the child must only make system calls.
-    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux has it
     pid = os.fork()
     if pid:
         return pid
@@ -77,12 +78,16 @@ def stop_server(pid: int) -> None:
         time.sleep(0.01)
 
 
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing: the signal is there to wake the selector."""
+
+
 def watch(server: str, config: str) -> int:
     """Keep the server running until standard input closes; return the exit code."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGCHLD, _ignore)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     # The owner decides when to stop: a Ctrl-C meant for it must not take the data away first.

@@ -19,12 +19,12 @@ from .errors import InvalidRequest, JobCancelled, JobExpired, JobFailed, Pagestr
 from .protocol import Entry, FinishReason, JobState, Timings, Usage
 
 if TYPE_CHECKING:
-    from .client import AsyncClient
+    from .store import JobStore
 
 _CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 
 CancelOutcome = Literal["cancelled", "cancelling", "finished", "unknown"]
-"""What a cancel found: a queued job (over at once), a running one (over within a step), or neither."""
+"""What a cancel found: a queued job (over at once), a running one (over in a step), or neither."""
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +58,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's record as it is now; times are Redis milliseconds since 1970, None where not reached."""
+    """A job's record as it is now; times in Redis' ms since 1970, None where not reached."""
 
     id: str
     state: JobState
@@ -97,7 +97,7 @@ class Progress:
         )
 
     def trim(self, entry: Entry, text_before: str) -> Entry:
-        """Cut what the reader has off a straddling entry; `text_before` is the stream's text until it."""
+        """Cut off what the reader has; `text_before` is the stream's text before the entry."""
         known = self.tokens - (entry.offset - len(entry.ids))
         # A reader that began in the middle does not know where in the text it stands.
         cut = max(0, self.chars - len(text_before)) if self.chars is not None else 0
@@ -231,38 +231,39 @@ class TokenStream(AsyncIterator[Chunk]):
 class AsyncJob:
     """One job of a queue: read it, ask after it, cancel it, delete it."""
 
-    def __init__(self, client: "AsyncClient", job_id: str, *, submitted: bool, attached: bool) -> None:
+    def __init__(self, store: "JobStore", job_id: str, *, submitted: bool, attached: bool) -> None:
         self.id = job_id
         self.attached = attached
         """Whether `submit` found the job already there, with the same payload."""
-        self._client = client
+        self._store = store
         self._known = submitted
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id} of {self._client.keys.queue}>"
+        return f"<{type(self).__name__} {self.id} of {self._store.keys.queue}>"
 
     def stream(self, after: str | None = None) -> TokenStream:
         """Return the job's chunks from behind the cursor `after`, or from the first.
 
-        Any number of readers may read one job, while it runs or later, in any process: each gets the
-        same tokens.
+        Any number of readers may read one job, while it runs or later, in any process: each gets
+        the same tokens.
 
         Raises:
             InvalidRequest: `after` is not a cursor.
         """
         _check_cursor(after)
-        return TokenStream(self, self._client.open_feed(self.id, after), after)
+        return TokenStream(self, self._store.feed(self.id, after), after)
 
     def subscribe(self, after: str | None = None) -> TokenStream:
-        """Return the same chunks, taken from the pub/sub mirror of a job submitted with `mirror=True`.
+        """Return the same chunks, taken from the pub/sub mirror of a job with `mirror=True`.
 
         The mirror delivers at most once: a slow or disconnected subscriber misses messages without
-        notice. Each message carries its entry's id, so a gap shows, and is filled from the stream; a
-        quiet second is taken as a possible gap. What you get is therefore what `stream` gives. It costs
-        a connection a job where `stream` shares one, and a job without a mirror comes once a second.
+        notice. Each message carries its entry's id, so a gap shows, and is filled from the stream;
+        a quiet second is taken as a possible gap. What you get is therefore what `stream` gives. It
+        costs a connection a job where `stream` shares one, and a job without a mirror comes once a
+        second.
         """
         _check_cursor(after)
-        return TokenStream(self, self._client.open_mirror(self.id, after), after)
+        return TokenStream(self, self._store.mirror(self.id, after), after)
 
     async def result(self, timeout_ms: int | None = None) -> Result:
         """Wait for the end and return the whole answer.
@@ -276,6 +277,7 @@ class AsyncJob:
         """
         ids: list[int] = []
         text: list[str] = []
+        last = Chunk(id="")
         async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
             async with self.stream() as stream:
                 while chunks := await stream.take():
@@ -284,7 +286,8 @@ class AsyncJob:
                         text.append(chunk.text)
                     last = chunks[-1]
         assert last.finish_reason, "a stream that ends without an error ends with a reason"
-        assert last.usage and last.timings, "the last chunk carries usage and timings"
+        assert last.usage is not None, "the last chunk carries usage"
+        assert last.timings is not None, "the last chunk carries timings"
         return Result(
             id=self.id,
             text="".join(text),
@@ -301,7 +304,7 @@ class AsyncJob:
             JobNotFound: there is no such job, or its retention has passed.
             QueueUnavailable: Redis cannot be reached.
         """
-        return await self._client.read_status(self.id)
+        return await self._store.status(self.id)
 
     async def cancel(self) -> CancelOutcome:
         """Cancel the job; its readers get what was published, then `JobCancelled`.
@@ -309,15 +312,15 @@ class AsyncJob:
         Raises:
             QueueUnavailable: Redis cannot be reached.
         """
-        return await self._client.cancel(self.id)
+        return await self._store.cancel(self.id)
 
     async def delete(self) -> bool:
-        """Delete everything Redis holds of the job, running or not; return whether there was anything.
+        """Delete all that Redis holds of the job, running or not; return whether there was any.
 
         Raises:
             QueueUnavailable: Redis cannot be reached.
         """
-        return await self._client.delete(self.id)
+        return await self._store.delete(self.id)
 
     async def check_known(self) -> None:
         """Make sure once that the job exists: waiting for one that never did would not end.
@@ -331,8 +334,10 @@ class AsyncJob:
 
     async def text_before(self, entry: Entry) -> str:
         """Return the text of the stream's entries before `entry`, of its choice."""
-        entries = await self._client.read_entries(self.id, None)
-        before = [one for one in entries if one.choice == entry.choice and one.offset < entry.offset]
+        entries = await self._store.entries(self.id, None)
+        before = [
+            one for one in entries if one.choice == entry.choice and one.offset < entry.offset
+        ]
         return "".join(one.text for one in before)
 
 
@@ -350,4 +355,6 @@ def error_of(job_id: str, end: Entry) -> JobFailed | None:
 
 def _check_cursor(after: str | None) -> None:
     if after is not None and not _CURSOR.fullmatch(after):
-        raise InvalidRequest(f"after={after!r} is not a cursor; pass the id of a chunk, like '1-17'")
+        raise InvalidRequest(
+            f"after={after!r} is not a cursor; pass the id of a chunk, like '1-17'"
+        )

@@ -1,8 +1,8 @@
 """Reads one job from its pub/sub mirror, filling from the stream what the mirror lost.
 
-Pub/sub delivers at most once and says nothing of what it dropped. Each message carries the fields of
-its stream entry and the entry's id, so the next message shows a gap; where no next one comes, a quiet
-second is treated as one. The stream is the truth, the mirror only says it sooner.
+Pub/sub delivers at most once and says nothing of what it dropped. Each message carries the fields
+of its stream entry and the entry's id, so the next message shows a gap; where no next one comes, a
+quiet second is treated as one. The stream is the truth, the mirror only says it sooner.
 This module knows one channel and one stream: no records, no other job.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import msgspec
+from redis.exceptions import RedisError
 
 from .protocol import Entry, decode_entry
 
@@ -18,9 +19,8 @@ QUIET_MS = 1_000
 
 
 class Subscription(Protocol):
-    """The part of redis-py's asyncio PubSub that a mirror uses."""
+    """The part of redis-py's asyncio PubSub that a mirror uses, subscribed to the job's channel."""
 
-    async def subscribe(self, *channels: str) -> Any: ...  # noqa: D102
     async def get_message(self, *, timeout: float) -> dict[str, Any] | None: ...  # noqa: D102
     async def aclose(self) -> None: ...  # noqa: D102
 
@@ -30,28 +30,25 @@ class Mirror:
 
     def __init__(
         self,
-        channel: str,
         after: str | None,
-        subscription: Subscription,
+        subscribe: Callable[[], Awaitable[Subscription]],
         read: Callable[[str | None], Awaitable[list[Entry]]],
         release: Callable[["Mirror"], None],
     ) -> None:
         """Prepare; it subscribes at the first `take`.
 
         Args:
-            channel: the job's channel.
             after: id of the entry to begin behind.
-            subscription: a pub/sub connection of its own.
+            subscribe: opens a connection that is subscribed to the job's channel.
             read: reads the stream from behind an id.
-            release: called once, when the reader leaves.
+            release: called when the reader leaves.
         """
-        self._channel = channel
         self._cursor = after
         self._tokens = int(after.split("-")[1]) if after else 0
-        self._subscription = subscription
+        self._subscribe = subscribe
         self._read = read
         self._release = release
-        self._subscribed = False
+        self._subscription: Subscription | None = None
 
     async def take(self) -> list[Entry]:
         """Wait until there is an entry, and return all there are.
@@ -60,23 +57,35 @@ class Mirror:
             QueueUnavailable: Redis cannot be reached.
             JobLost: Redis no longer has the job.
         """
-        if not self._subscribed:
-            # First subscribe, then read: what is published in between comes twice, never not at all.
-            await self._subscription.subscribe(self._channel)
-            self._subscribed = True
-            if entries := await self._read(self._cursor):
-                return self._take(entries)
-        while True:
-            message = await self._subscription.get_message(timeout=QUIET_MS / 1000)
-            if message is not None and message["type"] != "message":
-                continue
-            entry = _frame(message["data"]) if message is not None else None
-            if entry is not None and self._is_old(entry):
-                continue
-            if entry is not None and not self._misses_some(entry):
-                return self._take([entry])
-            if entries := await self._read(self._cursor):
-                return self._take(entries)
+        entries: list[Entry] = []
+        while not entries:
+            if self._subscription is None:
+                # First subscribe, then read: what is published in between comes twice, not never.
+                self._subscription = await self._subscribe()
+                entries = await self._read(self._cursor)
+            else:
+                entries = await self._next(self._subscription)
+        self._cursor = entries[-1].id
+        self._tokens = max(
+            [self._tokens, *(one.offset for one in entries if one.event == "tokens")]
+        )
+        return entries
+
+    async def _next(self, subscription: Subscription) -> list[Entry]:
+        """Return the next message's entry, or the stream's where something may be missing."""
+        try:
+            message = await subscription.get_message(timeout=QUIET_MS / 1000)
+        except (RedisError, OSError):
+            await self.aclose()
+            return []
+        if message is None:
+            return await self._read(self._cursor)
+        if message["type"] != "message":
+            return []
+        entry = _frame(message["data"])
+        if self._is_old(entry):
+            return []
+        return await self._read(self._cursor) if self._misses_some(entry) else [entry]
 
     def close(self) -> None:
         """Leave the channel; harmless twice."""
@@ -84,12 +93,9 @@ class Mirror:
 
     async def aclose(self) -> None:
         """Close the pub/sub connection."""
-        await self._subscription.aclose()
-
-    def _take(self, entries: list[Entry]) -> list[Entry]:
-        self._cursor = entries[-1].id
-        self._tokens = max([self._tokens, *(one.offset for one in entries if one.event == "tokens")])
-        return entries
+        if self._subscription is not None:
+            subscription, self._subscription = self._subscription, None
+            await subscription.aclose()
 
     def _is_old(self, entry: Entry) -> bool:
         return self._cursor is not None and _place(entry.id) <= _place(self._cursor)

@@ -1,14 +1,14 @@
 """Reads many reply streams over few connections.
 
-Each connection ("line") waits in one XREAD BLOCK on at most 256 streams: a connection a stream would
-cost the server, and so the worker's publishing, more than twice as much, and naming 2,048 streams in
-one call costs 5 ms. A stream that joins ends the wait with CLIENT UNBLOCK; one whose reader is slow is
-left out until it has caught up, so that it delays nobody and fills no memory.
+Each connection, a line, waits in one XREAD BLOCK on at most 256 streams: a connection a stream
+would cost the server, and so the worker's publishing, more than twice as much, and naming 2,048
+streams in one call costs 5 ms. A stream that joins ends the wait with CLIENT UNBLOCK; one whose
+reader is slow is left out until it has caught up, so that it delays nobody and fills no memory.
 
 A reader's place is the id of the last entry it was given. A new connection continues from there:
-nothing is missed and nothing comes twice. A stream that Redis no longer has ends in `JobLost`; one that
-Redis remembers only in part (it lost its last writes) is read again from its beginning, and the caller
-drops what it has seen by the entries' offsets.
+nothing is missed and nothing comes twice. A stream that Redis no longer has ends in `JobLost`; one
+that Redis remembers only in part (it lost its last writes) is read again from its beginning, and
+the caller drops what it has seen by the entries' offsets.
 This module knows streams of entries: no jobs' records, no scripts, no text.
 """
 
@@ -19,10 +19,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 
+from .calls import may_pass
 from .errors import JobLost, PagestreamError, QueueUnavailable
 from .protocol import Entry, decode_entry
 
@@ -37,9 +36,6 @@ RECONNECT_MS = 60_000
 """How long readers sit out an outage before they get `QueueUnavailable`."""
 
 _BEGINNING = b"0-0"
-_PASSING = ("UNBLOCKED", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
-"""Errors of a server that is starting or changing its role: wait and ask again."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -225,7 +221,7 @@ class _Line:
     async def _run(self) -> None:
         connection: Connection | None = None
         down_since: float | None = None
-        pause_s = 0.02
+        pause_s, client = 0.02, 0
         try:
             while True:
                 await self._until_wanted()
@@ -242,7 +238,7 @@ class _Line:
                         connection = None
                     now = time.monotonic()
                     down_since = down_since or now
-                    if not _passing(error) or now - down_since > self._reconnect_ms / 1000:
+                    if not may_pass(error) or now - down_since > self._reconnect_ms / 1000:
                         self._fail_all(QueueUnavailable(f"reading replies failed: {error}"))
                         down_since = None
                     await asyncio.sleep(pause_s)
@@ -254,7 +250,7 @@ class _Line:
             self._fail_all(QueueUnavailable("the client was closed while the reply was read"))
 
     async def _connect(self, connection: Connection) -> int:
-        """Connect, return the client id, and have every stream looked at: Redis may be another one."""
+        """Connect and return the client id; have all streams looked at: Redis may have changed."""
         await connection.connect()
         await connection.send_command("CLIENT", "ID")
         client = int(await connection.read_response())
@@ -337,11 +333,15 @@ def _place(entry_id: bytes) -> tuple[int, int]:
 def _hand_out(raw: list[Any], feeds: list[Feed]) -> None:
     """Give a stream's new entries to each of its readers, from behind where that one stands."""
     try:
-        entries = [decode_entry(one[0], dict(zip(one[1][::2], one[1][1::2], strict=True))) for one in raw]
+        entries = [
+            decode_entry(one[0], dict(zip(one[1][::2], one[1][1::2], strict=True))) for one in raw
+        ]
     except (KeyError, ValueError, TypeError) as error:
         for feed in feeds:
             feed.close()
-            feed.fail(PagestreamError(f"{feed.key.decode()} holds an entry that is not ours: {error!r}"))
+            feed.fail(
+                PagestreamError(f"{feed.key.decode()} holds an entry that is not ours: {error!r}")
+            )
         return
     last = raw[-1][0]
     for feed in feeds:
@@ -352,12 +352,3 @@ def _hand_out(raw: list[Any], feeds: list[Feed]) -> None:
         else:
             feed.put(entries)
             feed.cursor = last
-
-
-def _passing(error: Exception) -> bool:
-    """Return whether an error may pass by itself: an outage, not a refusal."""
-    if isinstance(error, ResponseError):
-        return str(error).startswith(_PASSING)
-    if isinstance(error, (AuthenticationError, AuthorizationError)):  # connection errors to redis-py
-        return False
-    return isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError))

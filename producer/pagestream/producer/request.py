@@ -52,9 +52,8 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class SubmitOptions(SamplingOptions, total=False):
-    """Keyword arguments of `submit`; exactly one of `prompt`, `messages`, `prompt_ids`."""
+    """Keyword arguments of `submit`, beside the prompt."""
 
-    prompt: str
     messages: Sequence[Mapping[str, Any]]
     """Chat messages, `{"role": …, "content": …}`, rendered by the model's chat template."""
     prompt_ids: Iterable[int]
@@ -73,8 +72,14 @@ class SubmitOptions(SamplingOptions, total=False):
     """Publish each entry on the job's pub/sub channel as well."""
 
 
+class JobSpec(SubmitOptions, total=False):
+    """One job of `submit_many`; exactly one of `prompt`, `messages`, `prompt_ids`."""
+
+    prompt: str
+
+
 _SAMPLING_NAMES = frozenset(SamplingOptions.__annotations__)
-_SUBMIT_NAMES = frozenset(SubmitOptions.__annotations__) - _SAMPLING_NAMES
+_SUBMIT_NAMES = frozenset(JobSpec.__annotations__) - _SAMPLING_NAMES
 
 
 class QueueOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +106,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def seed_of(job_id: str) -> int:
-    """Return the seed of a job that names none: a stable hash, so a resubmission is the same job."""
+    """Return the seed of a job that names none: a stable hash, so that it can be resubmitted."""
     return int.from_bytes(hashlib.blake2b(job_id.encode(), digest_size=8).digest(), "big") >> 1
 
 
@@ -184,8 +189,8 @@ def _problem(payload: Payload, info: ModelInfo) -> str | None:
         return f"prompt_ids holds {largest}; model {info.name!r} has {info.vocab_size} token ids"
     if len(payload.prompt_ids) >= info.context_tokens:
         return (
-            f"the prompt has {len(payload.prompt_ids)} tokens; model {info.name!r} has a context of "
-            f"{info.context_tokens}, output included"
+            f"the prompt has {len(payload.prompt_ids)} tokens; model {info.name!r} has "
+            f"a context of {info.context_tokens}, output included"
         )
     return None
 
@@ -204,7 +209,7 @@ def _sampling(given: Mapping[str, Any], job_id: str) -> SamplingParams:
     return sampling.check()
 
 
-def _messages(messages: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+def _messages(messages: Any) -> list[dict[str, Any]] | None:
     if messages is None:
         return None
     if isinstance(messages, str) or not all(isinstance(one, Mapping) for one in messages):
@@ -218,7 +223,9 @@ def _token_ids(ids: Iterable[int] | None) -> list[int] | None:
     try:
         return [index(one) for one in ids]
     except TypeError as error:
-        raise InvalidRequest(f"prompt_ids holds something that is not a token id: {error}") from error
+        raise InvalidRequest(
+            f"prompt_ids holds something that is not a token id: {error}"
+        ) from error
 
 
 def _check_options(options: QueueOptions) -> None:

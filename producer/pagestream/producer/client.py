@@ -1,0 +1,169 @@
+"""The asyncio client: submit jobs to a queue, find them again, read what they write.
+
+`AsyncClient` is the implementation; the synchronous `Client` in `sync` runs one on a thread of its
+own. A client belongs to the event loop it is used in.
+This module knows what a caller may ask for; how it reaches Redis is `store`'s matter.
+"""
+
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self, Unpack
+
+from .embedded import default_url
+from .errors import InvalidRequest, PagestreamError
+from .job import AsyncJob
+from .keys import DEFAULT_TENANT, Keys, check_name
+from .protocol import ModelInfo
+from .reader import RECONNECT_MS
+from .request import QUEUE_LIMIT_JOBS, JobSpec, Request, SubmitOptions, build_request, check_against
+from .store import JobStore
+
+TIMEOUT_MS = 5_000
+"""How long a call tries to reach Redis before `QueueUnavailable`."""
+MODELS_MS = 10_000
+"""How long a client believes what it read about the queue's models."""
+
+
+class AsyncClient:
+    """A queue, seen from a program that wants text from it; an async context manager.
+
+    Connects when first used. Closing it leaves the jobs alone: they go on, and any client can read
+    them by their ids.
+    """
+
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        model: str | None = None,
+        queue: str | None = None,
+        tenant: str = DEFAULT_TENANT,
+        queue_limit: int = QUEUE_LIMIT_JOBS,
+        timeout_ms: int = TIMEOUT_MS,
+        reconnect_ms: int = RECONNECT_MS,
+    ) -> None:
+        """Prepare a client of one queue.
+
+        Args:
+            redis_url: `redis://`, `rediss://` or `unix://`; None takes `PAGESTREAM_REDIS_URL`, else
+                the server that `pagestream up` runs here, else `redis://localhost:6379/0`.
+            model: the served model; jobs for it are refused by a worker that serves another.
+            queue: the queue's name; None is the model's name. One of the two is needed.
+            tenant: whose jobs these are.
+            queue_limit: unfinished jobs the tenant may have before `QueueFull`.
+            timeout_ms: how long a call tries to reach Redis before `QueueUnavailable`.
+            reconnect_ms: how long open token streams sit out an outage.
+
+        Raises:
+            InvalidRequest: no queue is named, or a name or the URL has characters it may not have.
+        """
+        name = queue or model
+        if name is None:
+            raise InvalidRequest("name the model, or the queue: AsyncClient(url, model='…')")
+        self.queue = check_name("queue", name)
+        self._model = model
+        self._tenant = check_name("tenant", tenant)
+        self._queue_limit = queue_limit
+        self._models: list[ModelInfo] = []
+        self._models_until = 0.0
+        self._store = JobStore(
+            redis_url or default_url(),
+            Keys(self.queue),
+            timeout_ms=timeout_ms,
+            reconnect_ms=reconnect_ms,
+        )
+
+    async def submit(self, prompt: str | None = None, **options: Unpack[SubmitOptions]) -> AsyncJob:
+        """Enqueue one job and return its handle.
+
+        Give one of `prompt`, `messages` and `prompt_ids`; how to sample as `sampling` or parameter
+        by parameter; see `SubmitOptions` for the rest. Under an `id` the call is idempotent: with
+        the same payload it attaches to the job that is there, whatever became of it. Where no seed
+        is given one is made from the id, so a resubmission is the same job with the same answer.
+
+        Raises:
+            InvalidRequest: the job could never run; the message says why. `UnsupportedParameter`
+                and `UnknownModel` are kinds of it.
+            JobConflict: the id is taken by a job with another payload.
+            QueueFull: the tenant has too many unfinished jobs; the error says when to try again.
+            QueueUnavailable: Redis cannot be reached; try again under the same id.
+        """
+        given = JobSpec(**options) if prompt is None else JobSpec(prompt=prompt, **options)
+        request = self._request(given)
+        check_against(request.payload, await self.models())
+        accepted = await self._store.submit(request)
+        return self._handle(request, accepted)
+
+    async def submit_many(self, jobs: Iterable[str | JobSpec]) -> list[AsyncJob | PagestreamError]:
+        """Enqueue many jobs in few round trips: prompts, or maps of what `submit` takes.
+
+        Returns, in order, a handle for each job that was accepted and an error (not raised) for
+        each that was not.
+
+        Raises:
+            QueueUnavailable: Redis cannot be reached, and nothing was sent.
+        """
+        models = await self.models()
+        outcomes: list[AsyncJob | PagestreamError | None] = []
+        requests: list[tuple[int, Request]] = []
+        for place, job in enumerate(jobs):
+            outcomes.append(None)
+            try:
+                request = self._request({"prompt": job} if isinstance(job, str) else job)
+                check_against(request.payload, models)
+                requests.append((place, request))
+            except PagestreamError as error:
+                outcomes[place] = error
+        answers = await self._store.submit_many([request for _, request in requests])
+        for (place, request), answer in zip(requests, answers, strict=True):
+            is_error = isinstance(answer, PagestreamError)
+            outcomes[place] = answer if is_error else self._handle(request, answer)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def job(self, job_id: str) -> AsyncJob:
+        """Return the handle of a job that some client has submitted; nothing is asked yet.
+
+        Raises:
+            InvalidRequest: no job can have this id.
+        """
+        return AsyncJob(self._store, check_name("job id", job_id), submitted=False, attached=True)
+
+    async def models(self) -> list[ModelInfo]:
+        """Return what the queue's live workers serve; known for ten seconds once asked.
+
+        Raises:
+            QueueUnavailable: Redis cannot be reached.
+        """
+        if time.monotonic() > self._models_until:
+            self._models = await self._store.models()
+            self._models_until = time.monotonic() + MODELS_MS / 1000
+        return self._models
+
+    @property
+    def reader_connections(self) -> int:
+        """Connections that wait for replies now: one for each 256 token streams."""
+        return self._store.reader_connections
+
+    async def aclose(self) -> None:
+        """Close the connections; token streams that are still read get `QueueUnavailable`."""
+        await self._store.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _request(self, given: JobSpec) -> Request:
+        return build_request(
+            given, model=self._model, tenant=self._tenant, queue_limit=self._queue_limit
+        )
+
+    def _handle(self, request: Request, accepted: bool) -> AsyncJob:
+        return AsyncJob(self._store, request.id, submitted=True, attached=not accepted)
