@@ -30,7 +30,7 @@ TOP_LEVEL = {
     *("Makefile", "constraints.txt", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"),
     *("benchmarks", "docs", "deploy"),
     *(".ci", ".gitignore", ".editorconfig", ".env.example", ".pre-commit-config.yaml"),
-    *(".dockerignore", ".gitattributes"),
+    ".gitattributes",
 }
 
 PURE = tuple(
