@@ -39,7 +39,7 @@ test-all: $(VENV)/.dev lint ## The slow tests too
 lint: $(VENV)/.dev ## Style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.dev ## Rewrite the source in the house format
 	$(BIN)/ruff check --fix .

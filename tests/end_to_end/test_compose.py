@@ -1,4 +1,4 @@
-"""docker-compose.yml and deploy/Dockerfile, as far as they can be checked without a container engine.
+"""docker-compose.yml and deploy/Dockerfile, checked as far as no container engine is needed.
 
 Every service's command must be one that our command line knows, every variable one that something
 reads, every version pinned; what the Dockerfile copies must exist.
@@ -126,7 +126,7 @@ def test_the_dockerfile_runs_as_nobody_special_and_copies_what_exists() -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_commands_are_commands_of_ours(name: str) -> None:
-    """The words compose would run are parsed by the real command line, up to the point of running."""
+    """The real command line parses the words compose would run, up to the point of running."""
     if importlib.util.find_spec("pagestream.producer.cli") is None:
         pytest.skip("the command line is not there yet")
     raise NotImplementedError
