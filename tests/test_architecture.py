@@ -38,43 +38,37 @@ PURE = tuple(
     for name in ("request", "blocks", "prefix_cache", "scheduler")
 )
 
+SHARED = (
+    "pagestream.worker.config",
+    "pagestream.worker.messages",
+    "pagestream.worker.errors",
+    "pagestream.producer.errors",
+)
+
 # Module prefix -> the modules of ours it may import; the longest matching prefix rules.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pagestream.producer": ("pagestream.producer",),
     "pagestream.kernels": ("pagestream.kernels",),
     "pagestream.worker": ("pagestream.worker", "pagestream.producer"),
-    "pagestream.worker.config": ("pagestream.worker.config", "pagestream.producer.errors"),
+    "pagestream.worker.config": SHARED,
+    "pagestream.worker.errors": SHARED,
     "pagestream.worker.messages": (),
+    "pagestream.worker.process": SHARED,
     "pagestream.worker.queue": (
+        *SHARED,
         "pagestream.worker.queue",
-        "pagestream.worker.config",
-        "pagestream.worker.messages",
+        "pagestream.worker.process",
         "pagestream.worker.models.hub",
         "pagestream.producer",
     ),
     "pagestream.worker.engine": (
+        *SHARED,
         "pagestream.worker.engine",
         "pagestream.worker.models",
-        "pagestream.worker.config",
-        "pagestream.worker.messages",
         "pagestream.kernels",
-        "pagestream.producer.errors",
     ),
-    "pagestream.worker.models": (
-        "pagestream.worker.models",
-        "pagestream.worker.config",
-        "pagestream.kernels",
-        "pagestream.producer.errors",
-    ),
-} | {
-    name: (
-        *PURE,
-        "pagestream.worker.config",
-        "pagestream.worker.messages",
-        "pagestream.producer.errors",
-    )
-    for name in PURE
-}
+    "pagestream.worker.models": (*SHARED, "pagestream.worker.models", "pagestream.kernels"),
+} | {name: (*SHARED, *PURE) for name in PURE}
 
 # What the queue takes from the producer: the wire, never the client's conveniences.
 QUEUE_NEVER = (
