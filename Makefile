@@ -18,7 +18,7 @@ export PYTHONSAFEPATH := 1
 
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 NOT_HERE := $(if $(GPU),,and not gpu)
-INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python --index-strategy unsafe-best-match,\
+INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python --compile-bytecode --index-strategy unsafe-best-match,\
 	$(BIN)/python -m pip install --disable-pip-version-check) \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(VENV)/constraints.txt
 

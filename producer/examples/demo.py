@@ -73,7 +73,7 @@ def main() -> None:
         ready_s = time.monotonic() - began
         console.print(f"[dim]worker   pid {process.pid}, ready in {ready_s:.1f} s[/]")
         script = Path(__file__).with_name("demo_producer.py")
-        producer = [sys.executable, str(script), "--redis-url", url, "--queue", arguments.model]
+        producer = [sys.executable, str(script), "--redis-url", url, "--model", arguments.model]
         with contextlib.suppress(KeyboardInterrupt):
             sys.exit(subprocess.run([*producer, *rest]).returncode)
 

@@ -58,9 +58,9 @@ class Board:
     began: float = 0.0
     ended: float | None = None
     kv_used: float = 0.0
-    """Share of KV blocks in use, at most."""
+    """Share of the KV cache that requests held, at most."""
     kv_waste: float | None = None
-    """Share of the allocated slots that hold no token, when the most blocks were in use."""
+    """Share of that which held no token, at the same time."""
 
     @property
     def tokens(self) -> int:
@@ -88,7 +88,7 @@ async def follow(client: AsyncClient, request: Request, max_tokens: int, plain: 
     """Submit one prompt and collect its stream."""
     request.began = time.monotonic()
     try:
-        job = await client.submit(prompt=request.prompt, max_tokens=max_tokens)
+        job = await client.submit(request.prompt, max_tokens=max_tokens)
         async for chunk in job.stream():
             if chunk.ids and request.first is None:
                 request.first = time.monotonic()
@@ -107,35 +107,37 @@ async def watch(board: Board, url: str, queue: str) -> None:
     keys = Keys(queue)
     async with Redis.from_url(url) as redis:
         while True:
-            for worker in await redis.hkeys(keys.model):
-                beat = json.loads(await redis.get(keys.heartbeat(worker.decode())) or "{}")
-                note_kv(board, beat)
+            for worker, info in (await redis.hgetall(keys.model)).items():
+                beat = await redis.get(keys.heartbeat(worker.decode()))
+                note_kv(board, json.loads(info)["kv_tokens"], json.loads(beat or "{}"))
             await asyncio.sleep(0.1)
 
 
-def note_kv(board: Board, beat: dict[str, float]) -> None:
+def note_kv(board: Board, kv_tokens: int, beat: dict[str, int]) -> None:
     """Keep the beat's figures if it shows more of the cache in use than any before."""
-    blocks = beat.get("num_blocks")
-    if not blocks or not beat.get("allocated_slots"):
-        return
-    used = 1 - beat["free_blocks"] / blocks
-    if used >= board.kv_used:
-        board.kv_used = used
-        board.kv_waste = 1 - beat["used_slots"] / beat["allocated_slots"]
+    allocated = beat.get("allocated_slots", 0)
+    if allocated and allocated / kv_tokens >= board.kv_used:
+        board.kv_used = allocated / kv_tokens
+        board.kv_waste = 1 - beat["used_slots"] / allocated
 
 
-def picture(board: Board, height: int) -> RenderableType:
-    """What the terminal shows while the run goes on."""
-    table = Table.grid(padding=(0, 1))
+def tail(text: str, width: int) -> str:
+    """The end of a text on one line of `width` characters, as what has just arrived is there."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else "…" + line[1 - width :]
+
+
+def picture(board: Board, console: Console) -> RenderableType:
+    """What the terminal shows while the run goes on: as many requests as fit, and the progress."""
+    table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(justify="right", style="dim", width=3)
     table.add_column(justify="right", style="cyan", width=5)
-    table.add_column(no_wrap=True, overflow="crop")
-    for number, request in enumerate(board.requests[: max(1, height - 4)], 1):
+    table.add_column(ratio=1, no_wrap=True, overflow="crop")
+    width = console.width - 12
+    for number, request in enumerate(board.requests[: max(1, console.height - 4)], 1):
         style = "red" if request.error else ("dim" if request.ended else "")
         shown = request.error or (request.prompt + "".join(request.text))
-        table.add_row(
-            str(number), str(request.tokens), Text(shown[-200:].replace("\n", "⏎ "), style)
-        )
+        table.add_row(str(number), str(request.tokens), Text(tail(shown, width), style))
     bar = ProgressBar(total=len(board.requests), completed=board.done)
     return Group(table, bar, Text(board.progress(), "bold"))
 
@@ -145,10 +147,10 @@ async def show_live(board: Board, console: Console) -> None:
     with Live(console=console, auto_refresh=False) as live:
         try:
             while True:
-                live.update(picture(board, console.height), refresh=True)
+                live.update(picture(board, console), refresh=True)
                 await asyncio.sleep(0.08)
         finally:
-            live.update(picture(board, console.height), refresh=True)
+            live.update(picture(board, console), refresh=True)
 
 
 async def show_plain(board: Board) -> None:
@@ -163,10 +165,10 @@ async def run(arguments: argparse.Namespace, console: Console) -> Board:
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(arguments.requests)]
     board = Board([Request(prompt) for prompt in prompts])
     plain = not console.is_terminal
-    async with AsyncClient(arguments.redis_url, queue=arguments.queue) as client:
+    async with AsyncClient(arguments.redis_url, model=arguments.model) as client:
         board.began = time.monotonic()
         helpers = [
-            asyncio.create_task(watch(board, arguments.redis_url, arguments.queue)),
+            asyncio.create_task(watch(board, arguments.redis_url, arguments.model)),
             asyncio.create_task(show_plain(board) if plain else show_live(board, console)),
         ]
         try:
@@ -210,7 +212,7 @@ def main() -> int:
     """Run the producer; the exit code says whether every request was answered."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--redis-url", required=True)
-    parser.add_argument("--queue", required=True)
+    parser.add_argument("--model", required=True)
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--max-tokens", type=int, default=96)
     arguments = parser.parse_args()
