@@ -24,6 +24,10 @@ from huggingface_hub.errors import (
 
 from .errors import BadCheckpoint, ModelNotFound
 
+DEMO = "demo"
+"""The name of the small trained model that comes with this package."""
+
+_DEMO_DIRECTORY = Path(__file__).parents[1] / "demo_model"
 _TEXT_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _WEIGHT_FILES = ["*.safetensors"]
 _IGNORED_FILES = ["consolidated*", "original/*", "onnx/*", "openvino/*", "coreml/*"]
@@ -47,7 +51,8 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
     """Return the directory that holds the model's files, downloading what the cache lacks.
 
     Args:
-        model: a directory, or a hub id such as `Qwen/Qwen3-0.6B`.
+        model: a directory, a hub id such as `Qwen/Qwen3-0.6B`, or `demo` (a directory of that name
+            is `./demo`).
         revision: branch, tag or commit of a hub id; None is the default branch.
         weights: False leaves the weight files out (configuration and tokenizer only).
 
@@ -55,7 +60,7 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
         ModelNotFound: there is no such model or revision, access is refused, or the hub cannot be
             reached and the cache does not have it.
     """
-    local = Path(model).expanduser()
+    local = _DEMO_DIRECTORY if model == DEMO else Path(model).expanduser()
     if local.is_dir():
         if revision is not None:
             raise ModelNotFound(
