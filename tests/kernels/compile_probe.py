@@ -1,8 +1,9 @@
-"""Compile every kernel for sm_90a as the ops launch it, on a machine without a GPU, and report on it.
+"""Compile every kernel for sm_90a as the ops launch it, on a machine without a GPU, and report on
+it.
 
-The ops run on CPU tensors of the shapes below; each launch is compiled instead (same constants, warps,
-stages and argument specialisations) and assembled by Triton's ptxas. Run as a script, because a failed
-assertion inside LLVM ends the process: `compile_probe.py` prints one JSON list.
+The ops run on CPU tensors of the shapes below; each launch is compiled instead (same constants,
+warps, stages and argument specialisations) and assembled by Triton's ptxas. Run as a script,
+because a failed assertion inside LLVM ends the process: `compile_probe.py` prints one JSON list.
 """
 
 import json
@@ -16,6 +17,9 @@ from typing import Any
 
 import torch
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
 from pagestream.kernels import (
     SamplingTable,
     _triton,
@@ -27,8 +31,6 @@ from pagestream.kernels import (
     sample,
     silu_mul,
 )
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
 
 BF16 = torch.bfloat16
 
@@ -114,7 +116,8 @@ def resources(kernel: Any) -> dict[str, Any]:
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill", said)]
     registers = re.search(r"Used (\d+) registers", said)
-    assert len(spills) == 2 and registers, f"unexpected words from ptxas: {said}"
+    assert len(spills) == 2, f"unexpected words from ptxas: {said}"
+    assert registers, f"unexpected words from ptxas: {said}"
     return {
         "kernel": kernel.metadata.name,
         "registers": int(registers[1]),

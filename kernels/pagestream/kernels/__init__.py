@@ -9,10 +9,10 @@
     batch_layout       a step's token ids, positions and cache slots, made on the device
     sample             the next token of each sequence
 
-One file an op: what it computes and its source, a reference in plain torch, the op, its Triton kernel. An op
-takes its kernel on a GPU and its reference on a CPU, where the reference is also what serves; on both a
-sequence's result does not depend on the batch it is in. The package knows no requests and no Redis, and
-imports nothing else of ours.
+One file an op: what it computes and its source, a reference in plain torch, the op, its Triton
+kernel. An op takes its kernel on a GPU and its reference on a CPU, where the reference is also what
+serves; on both a sequence's result does not depend on the batch it is in. The package knows no
+requests and no Redis, and imports nothing else of ours.
 
 Axes, by name, everywhere:
 

@@ -1,6 +1,7 @@
-"""Reading the paged KV cache, for both attention ops: gathers in plain torch, page addresses in Triton.
+"""Reading the paged KV cache, for both attention ops: in plain torch, and from Triton.
 
-The module knows the cache's layout, [blocks, block_size, kv_heads, head_dim], and nothing of attention.
+The module knows the cache's layout, [blocks, block_size, kv_heads, head_dim], and nothing of
+attention.
 """
 
 import warnings
@@ -14,9 +15,9 @@ from ._triton import tl, triton
 def cache_slots(blocks: Tensor, positions: Tensor, kv_lens: Tensor, block_size: int) -> Tensor:
     """Return the slot of each position: block * block_size + offset.
 
-    Shapes: blocks [seqs, max_blocks], positions [seqs, width], kv_lens [seqs, 1] -> [seqs, width] int64.
-    A position at kv_len or later gets the last token's slot, so that what the unwritten tail of a block
-    holds (an earlier owner's NaN, say) is never read.
+    Shapes: blocks [seqs, max_blocks], positions [seqs, width], kv_lens [seqs, 1] -> [seqs, width]
+    int64. A position at kv_len or later gets the last token's slot, so that what the unwritten tail
+    of a block holds (an earlier owner's NaN, say) is never read.
     """
     positions = torch.minimum(positions, kv_lens - 1)
     block = blocks.gather(1, (positions // block_size).long())
@@ -24,7 +25,7 @@ def cache_slots(blocks: Tensor, positions: Tensor, kv_lens: Tensor, block_size: 
 
 
 def gather(cache: Tensor, slots: Tensor) -> Tensor:
-    """Return what the cache holds at slots [seqs, width], as a view [seqs, kv_heads, width, head_dim]."""
+    """Return the cache at slots [seqs, width] as a view [seqs, kv_heads, width, head_dim]."""
     kv_heads, head_dim = cache.shape[2:]
     flat = cache.view(-1, kv_heads * head_dim).index_select(0, slots.view(-1))
     return flat.view(*slots.shape, kv_heads, head_dim).transpose(1, 2)
@@ -36,9 +37,7 @@ with warnings.catch_warnings():
     torch.sparse_csr_tensor([0, 0], [], torch.zeros(0), (1, 1), check_invariants=False)
 
 
-def sampled_product(
-    x: Tensor, y: Tensor, begins: Tensor, columns: Tensor, scale: float
-) -> Tensor:
+def sampled_product(x: Tensor, y: Tensor, begins: Tensor, columns: Tensor, scale: float) -> Tensor:
     """Return scale * x @ y.T at some columns of each row.
 
     Shapes: x [n, head_dim], y [m, head_dim], begins [n + 1] int32 (row i has columns begins[i] to
@@ -56,7 +55,8 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     assert k_cache.shape == v_cache.shape, f"{tuple(k_cache.shape)} and {tuple(v_cache.shape)}"
     assert k_cache.shape[3] == head_dim, f"head_dim {head_dim}, cache {tuple(k_cache.shape)}"
     assert heads % k_cache.shape[2] == 0, f"{heads} heads on {k_cache.shape[2]} kv heads"
-    assert k_cache.stride() == v_cache.stride() and k_cache.stride(3) == 1, "odd cache strides"
+    assert k_cache.stride() == v_cache.stride(), f"{k_cache.stride()} and {v_cache.stride()}"
+    assert k_cache.stride(3) == 1, f"head_dim must be contiguous: {k_cache.stride()}"
     assert q.stride()[1:] == (head_dim, 1), f"q must be contiguous, its strides are {q.stride()}"
 
 
@@ -69,6 +69,6 @@ def cache_offsets(
     token_stride,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """Element offsets [tile] of keys' rows in the cache; int64, because a large cache passes 2^31."""
+    """Element offsets [tile] of keys in the cache: int64, for a large cache passes 2^31."""
     block = tl.load(block_table_ptr + keys // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
     return block * block_stride + (keys % BLOCK_SIZE) * token_stride

@@ -1,7 +1,7 @@
 """The one place that knows whether Triton is here, and which tensors take the kernels.
 
-Triton has no wheel for some machines that serve on their CPU alone; there the references are all that
-runs, and the names below only let the modules be imported. This module knows no op.
+Triton has no wheel for some machines that serve on their CPU alone; there the references are all
+that runs, and the names below only let the modules be imported. This module knows no op.
 """
 
 import os
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class _Absent:
-    """Stands in for `triton` and `tl`: any attribute, any call, and as a decorator the function itself."""
+    """Stands in for `triton` and `tl`: any attribute, any call; as a decorator, nothing."""
 
     def __getattr__(self, name: str) -> "_Absent":
         return self
@@ -20,9 +20,9 @@ class _Absent:
         return args[0] if len(args) == 1 and callable(args[0]) else self
 
 
-if TYPE_CHECKING:
-    import triton
-    import triton.language as tl
+if TYPE_CHECKING:  # its stubs know neither launch options nor plain values for constants
+    triton: Any
+    tl: Any
 else:
     try:
         import triton
@@ -31,7 +31,9 @@ else:
         triton = tl = _Absent()
 
 KERNELS_ON_CPU = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton's interpreter runs the kernels on CPU tensors (fp32 and fp16 only: it computes bf16 wrongly)."""
+"""Triton's interpreter runs the kernels on CPU tensors (fp32 and fp16 only: it computes bf16
+wrongly).
+"""
 
 LOG2E = 1.4426950408889634
 """exp(x) = exp2(x * LOG2E); the hardware's exponential is exp2."""
@@ -44,7 +46,9 @@ def runs_kernel(tensor: Tensor) -> bool:
         RuntimeError: the tensor is on a GPU, and Triton is not installed.
     """
     if tensor.is_cuda and isinstance(triton, _Absent):
-        raise RuntimeError("tensors on a GPU need Triton, which is not installed: pip install triton")
+        raise RuntimeError(
+            "tensors on a GPU need Triton, which is not installed: pip install triton"
+        )
     return tensor.is_cuda or KERNELS_ON_CPU
 
 

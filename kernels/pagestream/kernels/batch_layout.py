@@ -1,9 +1,9 @@
 """A step's token ids, positions and cache slots, made on the device from the sequences' rows.
 
-The host knows which sequences run and how many tokens each; where a token's K and V go follows from the
-block table, and the id of a sequence's newest token may not have reached the host yet. So the host sends
-three small arrays and one kernel writes the rest, with nothing to wait for. The module does not know why
-a sequence runs: decode, prompt chunk and recomputation look the same.
+The host knows which sequences run and how many tokens each; where a token's K and V go follows from
+the block table, and the id of a sequence's newest token may not have reached the host yet. So the
+host sends three small arrays and one kernel writes the rest, with nothing to wait for. The module
+does not know why a sequence runs: decode, prompt chunk and recomputation look the same.
 """
 
 from typing import NamedTuple
@@ -44,7 +44,7 @@ def batch_layout_reference(
     at = starts[seq] + torch.arange(used, dtype=torch.int32) - cu_q[seq]
     positions[:used] = at
     slots[:used] = block_table[row, at // block_size].long() * block_size + at % block_size
-    input_ids[:used] = torch.where(from_device[seq].bool(), last_token[row], host_ids[:used])
+    input_ids[:used] = torch.where(from_device[seq] != 0, last_token[row], host_ids[:used])
     return Layout(input_ids, positions, slots, starts + q_lens)
 
 
@@ -58,16 +58,18 @@ def batch_layout(
     block_table: Tensor,
     block_size: int,
 ) -> Layout:
-    """Lay out the tokens of a step: sequence i has tokens cu_q[i] to cu_q[i + 1], the first at starts[i].
+    """Lay out the tokens of a step: cu_q[i] to cu_q[i + 1] are sequence i's, from starts[i] on.
 
-    Shapes: rows [seqs] int32, starts [seqs] int32 (tokens computed before this step), cu_q [seqs + 1]
-    int32 beginning at 0, host_ids [tokens] int32, from_device [seqs] bool or int32 (the sequence's one token is
-    last_token[row], whatever host_ids says), last_token [rows] int32, block_table [rows, max_blocks]
-    int32. Tokens past cu_q[-1] are padding: id 0, position 0, slot 0.
+    Shapes: rows [seqs] int32, starts [seqs] int32 (tokens computed before this step), cu_q [seqs +
+    1] int32 beginning at 0, host_ids [tokens] int32, from_device [seqs] int32 (1: the sequence's
+    one token is last_token[row], whatever host_ids says), last_token [rows] int32, block_table
+    [rows, max_blocks] int32. Tokens past cu_q[-1] are padding: id 0, position 0, slot 0.
     """
     seqs, tokens = len(rows), len(host_ids)
     assert len(cu_q) == seqs + 1, f"cu_q has {len(cu_q)} entries for {seqs} sequences"
-    assert len(starts) == len(from_device) == seqs, "starts and from_device have one entry a sequence"
+    assert len(starts) == len(from_device) == seqs, (
+        "starts and from_device have one entry a sequence"
+    )
     if not runs_kernel(host_ids):
         return batch_layout_reference(
             rows, starts, cu_q, host_ids, from_device, last_token, block_table, block_size

@@ -1,18 +1,19 @@
-"""Attention of one new token a sequence over its paged KV cache: the bandwidth-bound half of serving.
+"""Attention of one new token a sequence over its paged cache: bound by bandwidth.
 
-Split-KV, one program a (sequence, kv head, split): the query heads that share a kv head are packed in the
-M axis of one matrix product, page ids are gathered once a tile, and a second kernel merges the splits'
-partial results. Tiles are aligned to position 0 and a split's length follows from its own sequence's
-length, so a sequence's bits know neither the batch nor `max_kv_len`. The module knows nothing of prompts
-(prefill_attention.py) nor of how blocks are given out.
+Split-KV, one program a (sequence, kv head, split): the query heads that share a kv head are packed
+in the M axis of one matrix product, page ids are gathered once a tile, and a second kernel merges
+the splits' partial results. Tiles are aligned to position 0 and a split's length follows from its
+own sequence's length, so a sequence's bits know neither the batch nor `max_kv_len`. The module
+knows nothing of prompts (prefill_attention.py) nor of how blocks are given out.
 
-Why these constants: on an H200, tile 64 with 4 warps reads at 97 % of copy bandwidth from 64 sequences on,
-while few programs want more loads in flight (5 stages); splits of 512 tokens cost 7 % at 64 x 2k, splits
-of 2,048 leave most of the machine idle at 1 x 2k. Tile and warps are one for all batches: they set the
-order of summation, stages do not.
+Why these constants: on an H200, tile 64 with 4 warps reads at 97 % of copy bandwidth from 64
+sequences on, while few programs want more loads in flight (5 stages); splits of 512 tokens cost 7 %
+at 64 x 2k, splits of 2,048 leave most of the machine idle at 1 x 2k. Tile and warps are one for all
+batches: they set the order of summation, stages do not.
 
-Source: Dao et al., "Flash-Decoding for long-context inference" (2023); Kwon et al., "PagedAttention",
-arXiv:2309.06180; GQA packing as in "The Anatomy of a Triton Attention Kernel", §4.4.
+Source: Dao et al., "Flash-Decoding for long-context inference" (2023); Kwon et al.,
+"PagedAttention", arXiv:2309.06180; GQA packing as in "The Anatomy of a Triton Attention Kernel",
+§4.4.
 """
 
 import torch
@@ -43,9 +44,9 @@ def decode_attention_reference(
 ) -> Tensor:
     """`decode_attention` in plain torch; also what serves on the CPU.
 
-    A (sequence, head) is a row of a sparse matrix whose columns are the cache's rows it attends to: scores
-    and sums read K and V in place. Each sequence is padded to a width that follows from its own length,
-    and its sums know no other row: a sequence's bits depend on itself alone.
+    A (sequence, head) is a row of a sparse matrix whose columns are the cache's rows it attends to:
+    scores and sums read K and V in place. Each sequence is padded to a width that follows from its
+    own length, and its sums know no other row: a sequence's bits depend on itself alone.
     """
     out = torch.empty_like(q) if out is None else out
     seqs, (heads, head_dim), kv_heads = len(rows), q.shape[1:], k_cache.shape[2]
@@ -53,7 +54,8 @@ def decode_attention_reference(
     k, v = k_cache.view(-1, head_dim), v_cache.view(-1, head_dim)
     kv_head = torch.arange(heads, dtype=torch.int32)[:, None] // (heads // kv_heads)
     spans = kv_lens if window is None else kv_lens.clamp(max=window)
-    widths = [_padded(span) for span in spans.tolist()]
+    # A sparse row has no more columns than the cache has rows.
+    widths = [min(_padded(span), len(k)) for span in spans.tolist()]
     for width in sorted(set(widths) - {0}):
         members = torch.tensor([i for i in range(seqs) if widths[i] == width])
         lens, blocks = kv_lens[members, None], block_table[rows[members].long()]
@@ -81,7 +83,7 @@ def _attend_rows(
 
 
 def _padded(span: int) -> int:
-    """Round a context up to a multiple of 64 tokens, and of an eighth of its size: few widths, little waste."""
+    """Round a context up to a multiple of 64 and of an eighth of its size: few widths."""
     step = max(64, (1 << span.bit_length()) // 8)
     return -(-span // step) * step
 
@@ -101,13 +103,15 @@ def decode_attention(
 ) -> Tensor:
     """Attend each sequence's one new token, already in the cache, to the whole of its context.
 
-    Shapes: q [>= seqs, heads, head_dim], k_cache and v_cache [blocks, block_size, kv_heads, head_dim],
-    block_table [rows, max_blocks] int32, rows [seqs] int32, kv_lens [seqs] int32 (the new token counted)
-    -> out like q, of which the first `seqs` tokens are written. A sequence of length 0 gives zeros.
-    softmax(q k * scale) in fp32; with a window, the newest `window` keys only.
+    Shapes: q [>= seqs, heads, head_dim], k_cache and v_cache [blocks, block_size, kv_heads,
+    head_dim], block_table [rows, max_blocks] int32, rows [seqs] int32, kv_lens [seqs] int32 (the
+    new token counted) -> out like q, of which the first `seqs` tokens are written. A sequence of
+    length 0 gives zeros. softmax(q k * scale) in fp32; with a window, the newest `window` keys
+    only.
 
-    `max_kv_len` is an upper bound that sizes the grid and, past 1,024 tokens, two fp32 buffers of at most
-    seqs * heads * 16 * (head_dim + 1); nothing depends on device values, so a CUDA graph can capture it.
+    `max_kv_len` is an upper bound that sizes the grid and, past 1,024 tokens, two fp32 buffers of
+    at most seqs * heads * 16 * (head_dim + 1); nothing depends on device values, so a CUDA graph
+    can capture it.
     """
     check_cache(q, k_cache, v_cache)
     if not runs_kernel(q):
@@ -172,7 +176,7 @@ def _own_splits(
     MIN_SPLIT_TOKENS: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
 ):
-    """(first key, first split, number of splits, tokens a split) of a sequence, from its length alone."""
+    """(first key, first split, splits, tokens a split) of a sequence, from its length alone."""
     tokens = tl.maximum(tl.cdiv(tl.cdiv(kv_len, MAX_SPLITS), TILE) * TILE, MIN_SPLIT_TOKENS)
     first_key = 0
     if WINDOW is not None:
@@ -210,7 +214,7 @@ def _decode_attention_kernel(
     MIN_SPLIT_TOKENS: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
 ):
-    """One program a (sequence, kv head, split); it writes the output itself where the split is the only one."""
+    """One program a (sequence, kv head, split); an only split writes the output itself."""
     seq, kv_head, at_split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     kv_len = tl.load(kv_lens_ptr + seq)
     first_key, first, splits, split_tokens = _own_splits(
@@ -285,7 +289,7 @@ def _merge_kernel(
     MIN_SPLIT_TOKENS: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
 ):
-    """One program a (sequence, head): all its splits at once, weighted by their share of the softmax."""
+    """One program a (sequence, head): all splits at once, by their share of the softmax."""
     seq, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     _, _, splits, _ = _own_splits(
         tl.load(kv_lens_ptr + seq), WINDOW, TILE, MIN_SPLIT_TOKENS, MAX_SPLITS

@@ -1,10 +1,11 @@
 """A linear layer whose rows do not depend on how many rows there are.
 
-On a GPU this is cuBLAS. On a CPU the BLAS picks another order of summation for few rows, and another
-again where it splits a long sum between threads (seen from K = 864 on, at 57 rows or more): rows then
-differ by about 1e-6 with the size of the batch, enough to change a sampled token. So on the CPU few rows
-are padded to 16, and the sum runs over slices of 512 in a fixed order, which measured bit-equal from
-1 to 8,192 rows on 1, 2, 4 and 8 threads. The module knows nothing of what the weights mean.
+On a GPU this is cuBLAS. On a CPU the BLAS picks another order of summation for few rows, and
+another again where it splits a long sum between threads (seen from K = 864 on, at 57 rows or more):
+rows then differ by about 1e-6 with the size of the batch, enough to change a sampled token. So on
+the CPU few rows are padded to 16, and the sum runs over slices of 512 in a fixed order, which
+measured bit-equal from 1 to 8,192 rows on 1, 2, 4 and 8 threads. The module knows nothing of what
+the weights mean.
 """
 
 import torch
@@ -31,10 +32,10 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias.
 
-    Shapes: x [tokens, inputs], weight [outputs, inputs], bias [outputs] -> [tokens, outputs]. On a CPU in
-    fp32 each row's bits depend on that row alone.
+    Shapes: x [tokens, inputs], weight [outputs, inputs], bias [outputs] -> [tokens, outputs]. On a
+    CPU in fp32 each row's bits depend on that row alone.
     """
-    assert x.dim() == 2 and x.shape[1] == weight.shape[1], f"{tuple(x.shape)} @ {weight.shape}.T"
+    assert x.shape[1:] == weight.shape[1:], f"{tuple(x.shape)} times {tuple(weight.shape)}.T"
     if x.is_cuda:
         return F.linear(x, weight, bias)
     return linear_reference(x, weight, bias)

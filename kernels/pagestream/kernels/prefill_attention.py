@@ -1,15 +1,16 @@
-"""Causal attention of prompts, or pieces of prompts, over the paged KV cache: the compute-bound half.
+"""Causal attention of prompts, or pieces of them, over the paged cache: bound by compute.
 
-A ragged batch: each sequence brings some of its newest tokens, whose K and V are in the cache already, and
-attends to everything before them. One program a (tile of queries, kv head, sequence), with the query heads
-of the kv head packed beside the queries in the M axis. Key tiles are aligned to position 0, whatever the
-queries: a token's bits do not depend on how its prompt was cut in chunks, nor on what was cached.
-A first loop runs over the tiles that every query of the program sees whole, without masks; a second one
-over the diagonal. With a window all tiles take the second. The module knows nothing of decoding
-(decode_attention.py): a prompt's one-token tail belongs here too.
+A ragged batch: each sequence brings some of its newest tokens, whose K and V are in the cache
+already, and attends to everything before them. One program a (tile of queries, kv head, sequence),
+with the query heads of the kv head packed beside the queries in the M axis. Key tiles are aligned
+to position 0, whatever the queries: a token's bits do not depend on how its prompt was cut in
+chunks, nor on what was cached. A first loop runs over the tiles that every query of the program
+sees whole, without masks; a second one over the diagonal. With a window all tiles take the second.
+The module knows nothing of decoding (decode_attention.py): a prompt's one-token tail belongs here
+too.
 
-Source: Dao, "FlashAttention-2", arXiv:2307.08691, alg. 1; GQA packing as in "The Anatomy of a Triton
-Attention Kernel", §4.4.
+Source: Dao, "FlashAttention-2", arXiv:2307.08691, alg. 1; GQA packing as in "The Anatomy of a
+Triton Attention Kernel", §4.4.
 """
 
 import torch
@@ -37,8 +38,8 @@ def prefill_attention_reference(
 ) -> Tensor:
     """`prefill_attention` in plain torch; also what serves on the CPU.
 
-    Queries go in tiles of fixed shape at absolute positions, so a token's bits depend on its own sequence
-    alone and not on its chunk.
+    Queries go in tiles of fixed shape at absolute positions, so a token's bits depend on its own
+    sequence alone and not on its chunk.
     """
     out = torch.empty_like(q) if out is None else out
     for row, q_begin, q_end, kv_len in zip(
@@ -94,13 +95,14 @@ def prefill_attention(
     max_q_len: int,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Attend each sequence's newest tokens, already in the cache, to themselves and what is before them.
+    """Attend each sequence's newest tokens, in the cache already, to all up to themselves.
 
-    Shapes: q [tokens, heads, head_dim], k_cache and v_cache [blocks, block_size, kv_heads, head_dim],
-    block_table [rows, max_blocks] int32, rows [seqs] int32, cu_q [seqs + 1] int32 (sequence i has tokens
-    cu_q[i] to cu_q[i + 1]; it may begin above 0), kv_lens [seqs] int32 -> out like q, of which the tokens
-    cu_q[0] to cu_q[-1] are written. Token i of a sequence sits at position kv_len - q_len + i and sees the
-    positions up to its own; with a window, the newest `window` of them. Softmax in fp32.
+    Shapes: q [tokens, heads, head_dim], k_cache and v_cache [blocks, block_size, kv_heads,
+    head_dim], block_table [rows, max_blocks] int32, rows [seqs] int32, cu_q [seqs + 1] int32
+    (sequence i has tokens cu_q[i] to cu_q[i + 1]; it may begin above 0), kv_lens [seqs] int32 ->
+    out like q, of which the tokens cu_q[0] to cu_q[-1] are written. Token i of a sequence sits at
+    position kv_len - q_len + i and sees the positions up to its own; with a window, the newest
+    `window` of them. Softmax in fp32.
 
     `max_q_len` is an upper bound that sizes the grid.
     """
@@ -220,7 +222,7 @@ def _prefill_attention_kernel(
     WINDOW: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One program BLOCK_Q queries of a (sequence, kv head); the last queries, which see most, go first."""
+    """One program BLOCK_Q queries of a (sequence, kv head); the last, which see most, first."""
     first_query = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
     kv_head, seq = tl.program_id(1), tl.program_id(2)
     q_begin = tl.load(cu_q_ptr + seq)

@@ -3,8 +3,8 @@
     residual' = x + residual                                    in the model's dtype
     normed    = weight * dtype(residual' / sqrt(mean(residual'^2) + eps))     fp32 inside
 
-The rounding order is Hugging Face Llama's: the normalised value is cast to the model's dtype before it
-meets the weight. The module knows nothing of layers or of where the residual stream begins.
+The rounding order is Hugging Face Llama's: the normalised value is cast to the model's dtype before
+it meets the weight. The module knows nothing of layers or of where the residual stream begins.
 
 Source: Zhang & Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467, eq. 4.
 """
@@ -18,7 +18,7 @@ from ._triton import runs_kernel, tl, triton
 def rms_norm_reference(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`rms_norm` in plain torch; also what serves on the CPU. One token's bits know no other token."""
+    """`rms_norm` in plain torch; also what serves on the CPU. No token knows another."""
     if residual is not None:
         x = x + residual
     wide = x.float()
@@ -31,14 +31,15 @@ def rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """Return the normalised hidden states and the residual stream they were made from.
 
-    Shapes: x [tokens, hidden], weight [hidden], residual like x -> (normed, residual') like x; any float
-    dtype, the same for all; accumulation in fp32. Without a residual, x itself comes back as the second.
+    Shapes: x [tokens, hidden], weight [hidden], residual like x -> (normed, residual') like x; any
+    float dtype, the same for all; accumulation in fp32. Without a residual, x itself comes back as
+    the second.
     """
     assert weight.shape == x.shape[-1:], f"weight {tuple(weight.shape)} for x {tuple(x.shape)}"
     assert residual is None or residual.shape == x.shape, f"residual {tuple(residual.shape)}"
     if not runs_kernel(x):
         return rms_norm_reference(x, weight, eps, residual)
-    assert x.stride(-1) == 1 and weight.is_contiguous(), "hidden must be the contiguous axis"
+    assert x.stride(-1) == weight.stride(0) == 1, "hidden must be the contiguous axis"
     assert residual is None or residual.stride(-1) == 1, "hidden must be the contiguous axis"
     tokens, hidden = x.shape
     normed = torch.empty((tokens, hidden), dtype=x.dtype, device=x.device)
@@ -82,9 +83,7 @@ def _rms_norm_kernel(
     inside = columns < HIDDEN
     x = tl.load(x_ptr + token * x_stride + columns, mask=inside, other=0.0)
     if HAS_RESIDUAL:
-        residual = tl.load(
-            residual_ptr + token * residual_stride + columns, mask=inside, other=0.0
-        )
+        residual = tl.load(residual_ptr + token * residual_stride + columns, mask=inside, other=0.0)
         x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
         tl.store(summed_ptr + token * HIDDEN + columns, x, mask=inside)
     wide = x.to(tl.float32)

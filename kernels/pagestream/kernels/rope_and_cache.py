@@ -1,14 +1,17 @@
-"""Between the qkv projection and attention: qk-norm, rotary embedding, and the write to the paged cache.
+"""Between the qkv projection and attention: qk-norm, rotary embedding, write to the cache.
 
-For each token, in one kernel: q and k heads are RMS-normalised where the family asks for it, rotated by
-the token's angles, q goes to a buffer of its own and k and v to the token's slot of the cache. Rotation
-is NeoX style: element i pairs with i + rotary_dim / 2, and elements past rotary_dim pass through.
+For each token, in one kernel: q and k heads are RMS-normalised where the family asks for it,
+rotated by the token's angles, q goes to a buffer of its own and k and v to the token's slot of the
+cache. Rotation is NeoX style: element i pairs with i + rotary_dim / 2, and elements past rotary_dim
+pass through.
 
-    out[i] = x[i] * cos[i] - x[i + half] * sin[i]      out[i + half] = x[i + half] * cos[i] + x[i] * sin[i]
+    out[i] = x[i] * cos[i] - x[i + half] * sin[i]      out[i + half] = x[i + half] * cos[i] + x[i] *
+    sin[i]
 
 The module knows neither positions nor rope scaling: angles come as a table row a token.
 
-Source: Su et al., "RoFormer", arXiv:2104.09864, eq. 34; qk-norm as in the Qwen3 report, arXiv:2505.09388.
+Source: Su et al., "RoFormer", arXiv:2104.09864, eq. 34; qk-norm as in the Qwen3 report,
+arXiv:2505.09388.
 """
 
 import torch
@@ -64,23 +67,26 @@ def rope_and_cache(
 ) -> Tensor:
     """Normalise and rotate q and k, write k and v to their slots, and return q.
 
-    Shapes: qkv [tokens, (heads + 2 * kv_heads) * head_dim] (q, then k, then v), cos_sin
-    [tokens, rotary_dim] fp32 (cosines, then sines), k_cache and v_cache
-    [blocks, block_size, kv_heads, head_dim], slot_mapping [tokens] int64 (block * block_size + offset),
-    q_norm and k_norm [head_dim] or None -> q [tokens, heads, head_dim]. Rotation in fp32; the norm rounds
-    to the dtype before its weight and after it, as Hugging Face Qwen3 does. Several tokens may share a
+    Shapes: qkv [tokens, (heads + 2 * kv_heads) * head_dim] (q, then k, then v), cos_sin [tokens,
+    rotary_dim] fp32 (cosines, then sines), k_cache and v_cache [blocks, block_size, kv_heads,
+    head_dim], slot_mapping [tokens] int64 (block * block_size + offset), q_norm and k_norm
+    [head_dim] or None -> q [tokens, heads, head_dim]. Rotation in fp32; the norm rounds to the
+    dtype before its weight and after it, as Hugging Face Qwen3 does. Several tokens may share a
     slot only if nobody reads it (padding writes to block 0).
     """
     tokens, (_, block_size, kv_heads, head_dim) = len(qkv), k_cache.shape
     assert k_cache.shape == v_cache.shape, f"{tuple(k_cache.shape)} and {tuple(v_cache.shape)}"
     assert qkv.shape[1] == (heads + 2 * kv_heads) * head_dim, f"qkv {tuple(qkv.shape)}"
-    assert cos_sin.shape[1] <= head_dim and cos_sin.shape[1] % 2 == 0, f"{tuple(cos_sin.shape)}"
+    rotary_dim = cos_sin.shape[1]
+    assert rotary_dim in range(2, head_dim + 1, 2), f"rotary_dim {rotary_dim} of {head_dim}"
     if not runs_kernel(qkv):
         return rope_and_cache_reference(
             qkv, cos_sin, k_cache, v_cache, slot_mapping, heads, q_norm, k_norm, eps
         )
-    assert qkv.stride(1) == 1 and cos_sin.is_contiguous(), "qkv and cos_sin must be contiguous"
-    assert k_cache.stride() == v_cache.stride() and k_cache.stride(3) == 1, "odd cache strides"
+    assert qkv.stride(1) == 1, f"a token of qkv must be contiguous: {qkv.stride()}"
+    assert cos_sin.is_contiguous(), f"cos_sin must be contiguous: {cos_sin.stride()}"
+    assert k_cache.stride() == v_cache.stride(), f"{k_cache.stride()} and {v_cache.stride()}"
+    assert k_cache.stride(3) == 1, f"head_dim must be contiguous: {k_cache.stride()}"
     q = torch.empty((tokens, heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     q_programs = triton.cdiv(heads, _HEADS_PER_PROGRAM)
     grid = (tokens, q_programs + triton.cdiv(kv_heads, _HEADS_PER_PROGRAM))
@@ -100,7 +106,7 @@ def rope_and_cache(
             HEADS=heads,
             KV_HEADS=kv_heads,
             HEAD_DIM=head_dim,
-            ROTARY_DIM=cos_sin.shape[1],
+            ROTARY_DIM=rotary_dim,
             BLOCK_SIZE=block_size,
             Q_PROGRAMS=q_programs,
             HEADS_BLOCK=min(_HEADS_PER_PROGRAM, triton.next_power_of_2(heads)),
@@ -124,7 +130,7 @@ def _normed_and_rotated(
     ROTARY_DIM: tl.constexpr,
     NORM: tl.constexpr,
 ):
-    """Heads after norm and rotation, fp32. Each element also loads its partner, from the same lines."""
+    """Heads after norm and rotation, fp32; each element loads its partner too."""
     HALF: tl.constexpr = ROTARY_DIM // 2
     turns = dims < ROTARY_DIM
     partners = tl.where(turns, tl.where(dims < HALF, dims + HALF, dims - HALF), dims)

@@ -1,15 +1,17 @@
 """Drawing each sequence's next token from its logits.
 
-    suppress -> temperature (0: the largest, lowest id on ties) -> top_k -> top_p of what top_k kept -> min_p
+    suppress -> temperature (0: the largest, lowest id on ties) -> top_k -> top_p of what top_k kept
+    -> min_p
 
-What these keep is what lies above a threshold on the raw logit (tokens that tie with the last one kept
-are kept), and the draw is the largest of logit / temperature plus Gumbel noise. The noise is a hash of
-(seed, position, token id): a request draws the same token alone, in any batch, and after a resume, and
-the reference hashes as the kernel does. The kernel finds its threshold without a sort, by a binary search
-over the logits' bits: exact, and only for rows that ask. The module knows nothing of requests or stops.
+What these keep is what lies above a threshold on the raw logit (tokens that tie with the last one
+kept are kept), and the draw is the largest of logit / temperature plus Gumbel noise. The noise is a
+hash of (seed, position, token id): a request draws the same token alone, in any batch, and after a
+resume, and the reference hashes as the kernel does. The kernel finds its threshold without a sort,
+by a binary search over the logits' bits: exact, and only for rows that ask. The module knows
+nothing of requests or stops.
 
-Source: Gumbel-max as in Maddison et al., "A* Sampling", arXiv:1411.0030, §2; the hash is the finalizer
-of MurmurHash3 (Appleby, public domain).
+Source: Gumbel-max as in Maddison et al., "A* Sampling", arXiv:1411.0030, §2; the hash is the
+finalizer of MurmurHash3 (Appleby, public domain).
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from ._triton import LOG2E, runs_kernel, tl, triton
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: fp32 could not tell the quotients apart."""
-_BLOCK = 4096
+_BLOCK = 2048
 _SORTED = (64, 512)
 """Tokens the reference sorts before it sorts them all: most nuclei are smaller."""
 
@@ -123,7 +125,8 @@ def sample(logits: Tensor, rows: Tensor, positions: Tensor, table: SamplingTable
     """Draw one token id a sequence.
 
     Shapes: logits [seqs, vocab] of any float dtype (fp32 inside), rows [seqs] int32 into the table,
-    positions [seqs] int32 (the position in its sequence of the token being drawn) -> ids [seqs] int32.
+    positions [seqs] int32 (the position in its sequence of the token being drawn) -> ids [seqs]
+    int32.
     """
     seqs, vocab = logits.shape
     assert len(rows) == len(positions) == seqs, f"{len(rows)} rows for {seqs} sequences"
@@ -153,7 +156,7 @@ def sample(logits: Tensor, rows: Tensor, positions: Tensor, table: SamplingTable
             GREEDY=GREEDY_BELOW,
             LOG2E=LOG2E,
             BLOCK=min(_BLOCK, triton.next_power_of_2(vocab)),
-            num_warps=8,
+            num_warps=16,
         )
     return ids
 
@@ -255,7 +258,7 @@ def _sample_kernel(
     LOG2E: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a sequence: find its threshold if it has one, then one pass for the largest score."""
+    """One program a sequence: its threshold if it has one, then one pass for the best score."""
     seq = tl.program_id(0).to(tl.int64)
     row = tl.load(rows_ptr + seq).to(tl.int64)
     position = tl.load(positions_ptr + seq)

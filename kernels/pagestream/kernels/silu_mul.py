@@ -29,10 +29,10 @@ def silu_mul_reference(gate_up: Tensor) -> Tensor:
 def silu_mul(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up of a fused projection, gate first.
 
-    Shapes: gate_up [tokens, 2 * intermediate] -> [tokens, intermediate]; any float dtype, fp32 inside,
-    silu rounded to the dtype before the product, as Hugging Face Llama does.
+    Shapes: gate_up [tokens, 2 * intermediate] -> [tokens, intermediate]; any float dtype, fp32
+    inside, silu rounded to the dtype before the product, as Hugging Face Llama does.
     """
-    assert gate_up.dim() == 2 and gate_up.shape[1] % 2 == 0, f"gate_up {tuple(gate_up.shape)}"
+    assert gate_up.shape[1] % 2 == 0, f"gate_up {tuple(gate_up.shape)}"
     if not runs_kernel(gate_up):
         return silu_mul_reference(gate_up)
     assert gate_up.stride(1) == 1, "the projection must be the contiguous axis"

@@ -1,0 +1,51 @@
+"""Every kernel compiles for an H100 or H200 as the ops launch it, without a GPU here, and fits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+PER_BLOCK_SHARED_BYTES = 227 * 1024
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    env = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    env.pop("TRITON_INTERPRET", None)
+    probe = Path(__file__).parent / "compile_probe.py"
+    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    run = subprocess.run(
+        [sys.executable, str(probe)], env=env, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.timeout(300)
+def test_every_kernel_fits(report):
+    for kernel in report:
+        assert kernel["spilled_bytes"] == 0, kernel
+        assert kernel["shared_bytes"] <= PER_BLOCK_SHARED_BYTES, kernel
+
+
+def test_prefill_uses_the_tensor_cores_of_a_warpgroup(report):
+    prefill = [k for k in report if k["kernel"] == "_prefill_attention_kernel"]
+    assert len(prefill) == 4
+    for kernel in prefill:
+        assert kernel["wgmma"], kernel
+
+
+def test_the_probe_sees_every_kernel(report):
+    room = Path(__file__).parents[2] / "kernels/pagestream/kernels"
+    launched = {
+        line.split("(")[0].removeprefix("def ")
+        for path in room.glob("*.py")
+        for line in path.read_text().splitlines()
+        if line.startswith("def _") and line.split("(")[0].endswith("_kernel")
+    }
+    assert {kernel["kernel"] for kernel in report} == launched

@@ -1,0 +1,122 @@
+import sys
+
+import pytest
+import torch
+from kernel_cases import check_decode, on_every_path, paged, randn
+
+from pagestream.kernels import decode_attention
+
+module = sys.modules["pagestream.kernels.decode_attention"]
+
+
+@on_every_path
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"),
+    [(3, 3, 32), (4, 2, 32), (10, 2, 64), (7, 1, 32), (8, 1, 96), (18, 1, 32), (2, 1, 256)],
+)
+def test_matches_the_oracle(device, dtype, heads, kv_heads, head_dim):
+    check_decode(decode_attention, [1, 37, 64, 65], heads, kv_heads, head_dim, device, dtype)
+
+
+@on_every_path
+@pytest.mark.parametrize("window", [1, 16, 50, 500])
+def test_window(device, dtype, window):
+    check_decode(decode_attention, [1, 50, 200], 4, 2, 32, device, dtype, window)
+
+
+@on_every_path
+@pytest.mark.parametrize("window", [None, 300, 1500])
+def test_several_splits(device, dtype, window, monkeypatch):
+    monkeypatch.setattr(module, "_MIN_SPLIT_TOKENS", 128)
+    # One split; two; the last split nearly empty; longer splits, because 16 are the most there are.
+    check_decode(decode_attention, [100, 256, 385, 2100], 2, 1, 32, device, dtype, window)
+
+
+@on_every_path
+def test_splits_as_they_are_shipped(device, dtype):
+    check_decode(decode_attention, [1030, 9], 2, 1, 32, device, dtype)
+
+
+def batch(kv_lens, heads=4, kv_heads=2, head_dim=64, device="cpu", dtype=torch.float32):
+    cache = paged(kv_lens, kv_heads, head_dim, dtype, device)
+    q = randn(len(kv_lens), heads, head_dim, dtype=dtype, device=device, seed=1)
+    return q, cache
+
+
+def alone(q, cache, i, window=None, longer=0):
+    pick = slice(i, i + 1)
+    return decode_attention(
+        q[pick], *cache[:3], cache.rows[pick], cache.kv_lens[pick], 0.1,
+        window=window, max_kv_len=int(cache.kv_lens[i]) + longer,
+    )  # fmt: skip
+
+
+MIXED = [(37 * i) % 500 + 1 for i in range(64)]
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (5, 5), (7, 1)])
+def test_a_sequence_knows_no_other_sequence(heads, kv_heads, window):
+    q, cache = batch(MIXED, heads, kv_heads)
+    whole = decode_attention(q, *cache[:5], 0.1, window=window, max_kv_len=4096)
+    for i in range(64):
+        assert torch.equal(alone(q, cache, i, window)[0], whole[i]), f"{MIXED[i]} tokens"
+
+
+@pytest.mark.gpu
+def test_a_sequence_knows_no_other_sequence_on_the_gpu():
+    lens = [*MIXED, 1025, 5000, 20000]
+    q, cache = batch(lens, 32, 8, 128, "cuda", torch.bfloat16)
+    whole = decode_attention(q, *cache[:5], 0.1, max_kv_len=max(lens))
+    for i in (0, 10, 63, 64, 65, 66):
+        for longer in (0, 30000):
+            assert torch.equal(alone(q, cache, i, longer=longer)[0], whole[i])
+
+
+@pytest.mark.gpu
+def test_can_be_captured_in_a_graph():
+    q, cache = batch([700, 1500, 3], 8, 2, 128, "cuda", torch.bfloat16)
+    expected = decode_attention(q, *cache[:5], 0.1, max_kv_len=4096)
+    graph, out = torch.cuda.CUDAGraph(), torch.empty_like(q)
+    with torch.cuda.graph(graph):
+        decode_attention(q, *cache[:5], 0.1, max_kv_len=4096, out=out)
+    graph.replay()
+    assert torch.equal(out, expected)
+
+
+@on_every_path
+def test_offsets_past_two_billion_elements(device, dtype, tmp_path):
+    """A block whose elements lie beyond 2^31, in a cache of which nearly nothing is ever touched."""
+    if dtype == torch.float32:
+        pytest.skip("half the address space does")
+    blocks = 2**31 // (16 * 32) + 2
+    shape = (blocks, 16, 1, 32)
+    if device == "cuda":
+        cache = torch.empty(shape, dtype=dtype, device=device)
+    else:
+        size = blocks * 16 * 32
+        sparse = torch.from_file(str(tmp_path / "cache"), shared=True, size=size, dtype=dtype)
+        cache = sparse.view(shape)
+    content = randn(16, 1, 32, dtype=dtype, device=device)
+    cache[-1] = content
+    table = torch.tensor([[blocks - 1]], dtype=torch.int32, device=device)
+    lens = torch.tensor([16], dtype=torch.int32, device=device)
+    q = randn(1, 2, 32, dtype=dtype, device=device, seed=1)
+    got = decode_attention(q, cache, cache, table, lens * 0, lens, 0.1, max_kv_len=16)
+    small = content[None]
+    expected = decode_attention(q, small, small, table * 0, lens * 0, lens, 0.1, max_kv_len=16)
+    assert torch.equal(got, expected)
+
+
+def test_half_precision_on_the_cpu():
+    for dtype in (torch.float16, torch.bfloat16):
+        check_decode(decode_attention, [1, 70], 4, 2, 32, "cpu", dtype)
+
+
+def test_refuses_heads_that_do_not_divide():
+    cache = torch.zeros(2, 16, 3, 32)
+    ids = torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(AssertionError, match="4 heads on 3 kv heads"):
+        decode_attention(
+            torch.zeros(1, 4, 32), cache, cache, ids[None], ids, ids, 1.0, max_kv_len=1
+        )

@@ -1,0 +1,124 @@
+"""A mistake planted in each kernel's text must be seen by the very check that passes the kernel."""
+
+import importlib.util
+import inspect
+import sys
+from functools import partial
+
+import pytest
+import torch
+from kernel_cases import (
+    check_batch_layout,
+    check_decode,
+    check_prefill,
+    check_rms_norm,
+    check_rope_and_cache,
+    check_silu_mul,
+)
+from sampling_cases import check_sample
+
+CPU = {"device": "cpu", "dtype": torch.float32}
+norm = partial(check_rms_norm, tokens=3, hidden=100, residual=True, **CPU)
+silu = partial(check_silu_mul, tokens=2, intermediate=50, **CPU)
+rope = partial(
+    check_rope_and_cache, heads=9, kv_heads=3, head_dim=64, rotary_dim=48, norm=True, **CPU
+)
+layout = partial(check_batch_layout, device="cpu")
+decode = partial(check_decode, kv_lens=[1, 50, 300], heads=6, kv_heads=2, head_dim=32, **CPU)
+windowed = partial(decode, window=40)
+prefill = partial(check_prefill, lens=[(1, 1), (70, 150)], heads=6, kv_heads=2, head_dim=32, **CPU)
+windowed_prefill = partial(prefill, window=40)
+draw = partial(check_sample, **CPU)
+
+MISTAKES = [
+    ("rms_norm", norm, "axis=0) / HIDDEN + eps", "axis=0) / HIDDEN"),
+    ("rms_norm", norm, "axis=0) / HIDDEN + eps", "axis=0) / BLOCK + eps"),
+    ("rms_norm", norm, "tl.store(summed_ptr + token * HIDDEN + columns, x,", "tl.store(summed_ptr + token * HIDDEN + columns, residual,"),
+    ("rms_norm", norm, ".to(tl.float32) * weight", ".to(tl.float32)"),
+    ("silu_mul", silu, "tl.exp(-wide)", "tl.exp(wide)"),
+    ("silu_mul", silu, "gate_ptr + INTERMEDIATE", "gate_ptr"),
+    ("rope_and_cache", rope, "tl.where(dims < HALF, -sin, sin)", "tl.where(dims < HALF, sin, -sin)"),
+    ("rope_and_cache", rope, "cos_sin_ptr + HALF + dims % HALF", "cos_sin_ptr + dims % HALF"),
+    ("rope_and_cache", rope, "turns = dims < ROTARY_DIM", "turns = dims < HEAD_DIM"),
+    ("rope_and_cache", rope, "norm_ptr + partners", "norm_ptr + dims"),
+    ("rope_and_cache", rope, "x_ptr + KV_HEADS * HEAD_DIM + dims", "x_ptr + dims"),
+    ("rope_and_cache", rope, "(slot % BLOCK_SIZE)", "((slot + 1) % BLOCK_SIZE)"),
+    ("rope_and_cache", rope, "x_ptr, k_norm_ptr,", "x_ptr, q_norm_ptr,"),
+    ("batch_layout", layout, "position = start + token - begin", "position = start + token"),
+    ("batch_layout", layout, "tl.where(on_device, newest, host_id)", "host_id"),
+    ("batch_layout", layout, "row * block_table_stride", "seq * block_table_stride"),
+    ("batch_layout", layout, "start + end - begin)", "start + end - begin - 1)"),
+    ("decode_attention", decode, "inside = keys < end", "inside = keys < end - 1"),
+    ("decode_attention", decode, "inside = keys < end", "inside = keys < end + 1"),
+    ("decode_attention", decode, "acc = acc * shrink[:, None]", "acc = acc"),
+    ("decode_attention", decode, "head = kv_head * GROUP + group", "head = kv_head + group * GROUP"),
+    ("decode_attention", decode, "tl.load(rows_ptr + seq)", "tl.load(rows_ptr)"),
+    ("decode_attention", decode, "top + tl.log2(total)", "top"),
+    ("decode_attention", decode, "partial * weights[:, None]", "partial"),
+    ("decode_attention", decode, "tl.minimum((first + at_split + 1) * split_tokens, kv_len)", "kv_len"),
+    ("decode_attention", windowed, "(keys >= first_key)", "(keys >= first_key - 1)"),
+    ("decode_attention", windowed, "first = first_key // tokens", "first = 0"),
+    ("_paged", decode, "(keys % BLOCK_SIZE) * token_stride", "keys * 0"),
+    ("prefill_attention", prefill, "keys[None, :] <= positions", "keys[None, :] < positions"),
+    ("prefill_attention", prefill, "(first_position + 1) // TILE * TILE", "(first_position + TILE) // TILE * TILE"),
+    ("prefill_attention", prefill, "acc * shrink[:, None]", "acc"),
+    ("prefill_attention", prefill, "positions = kv_len - q_len + query", "positions = query"),
+    ("prefill_attention", prefill, "head = kv_head * GROUP + packed % GROUP", "head = kv_head * GROUP"),
+    ("prefill_attention", windowed_prefill, "positions[:, None] - WINDOW", "positions[:, None] - WINDOW - 1"),
+    ("prefill_attention", windowed_prefill, "first_position + 1 - WINDOW, 0)", "first_position + 20, 0)"),
+    ("sample", draw, "first + 0x165667B1", "first"),
+    ("sample", draw, "h ^= h >> 13", "h ^= h >> 12"),
+    ("sample", draw, "scores = x * scale", "scores = x"),
+    ("sample", draw, "found = tl.where(reached >= target", "found = tl.where(reached > target"),
+    ("sample", draw, "target *= share", "target *= 1.0"),
+    ("sample", draw, "tl.log(min_p)", "min_p"),
+    ("sample", draw, "tl.where(early, tl.load(num_suppressed_ptr + row), 0)", "0"),
+]  # fmt: skip
+# ruff: noqa: E501
+
+
+def altered(name, was, becomes, folder, monkeypatch):
+    """The op of a module whose source says `becomes` where it said `was`."""
+    package = "pagestream.kernels"
+    op_module = sys.modules[f"{package}.{'decode_attention' if name == '_paged' else name}"]
+
+    def load(module, old, new):
+        text = inspect.getsource(module)
+        assert text.count(old) >= 1, f"{module.__name__} no longer says {old!r}"
+        path = folder / f"{module.__name__.rpartition('.')[2]}.py"
+        path.write_text(text.replace(old, new))
+        spec = importlib.util.spec_from_file_location(f"{package}.altered", path)
+        assert spec is not None
+        assert spec.loader is not None
+        made = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(made)
+        return made
+
+    if name == "_paged":
+        monkeypatch.setitem(
+            sys.modules, f"{package}._paged", load(sys.modules[f"{package}._paged"], was, becomes)
+        )
+        was = becomes = "_MIN_SPLIT_TOKENS = 1024"
+    made = load(op_module, was, becomes)
+    if hasattr(made, "_MIN_SPLIT_TOKENS"):
+        monkeypatch.setattr(made, "_MIN_SPLIT_TOKENS", 128)
+    return getattr(made, op_module.__name__.rpartition(".")[2])
+
+
+@pytest.mark.interpreter
+@pytest.mark.filterwarnings("ignore")  # numpy may notice a mistake too
+@pytest.mark.parametrize(
+    ("name", "check", "was", "becomes"), MISTAKES, ids=[f"{m[0]}: {m[3]}" for m in MISTAKES]
+)
+def test_a_mistake_is_seen(name, check, was, becomes, tmp_path, monkeypatch):
+    wrong = altered(name, was, becomes, tmp_path, monkeypatch)
+    with pytest.raises(AssertionError):
+        check(wrong)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    ("name", "check", "was"), {id(m[1]): m[:3] for m in MISTAKES}.values(), ids=str
+)
+def test_the_same_text_unaltered_passes(name, check, was, tmp_path, monkeypatch):
+    check(altered(name, was, was, tmp_path, monkeypatch))

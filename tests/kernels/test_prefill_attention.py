@@ -1,0 +1,89 @@
+import pytest
+import torch
+from kernel_cases import check_prefill, on_every_path, paged, randn
+
+from pagestream.kernels import prefill_attention
+
+RAGGED = [(1, 1), (20, 37), (64, 64), (1, 100), (33, 161)]
+
+
+@on_every_path
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(3, 3, 32), (4, 2, 32), (7, 1, 64), (8, 1, 96)]
+)
+def test_matches_the_oracle(device, dtype, heads, kv_heads, head_dim):
+    check_prefill(prefill_attention, RAGGED, heads, kv_heads, head_dim, device, dtype)
+
+
+@on_every_path
+def test_wide_heads(device, dtype):
+    check_prefill(prefill_attention, [(5, 70)], 2, 1, 256, device, dtype)
+
+
+@on_every_path
+@pytest.mark.parametrize("window", [1, 16, 70, 500])
+def test_window(device, dtype, window):
+    check_prefill(prefill_attention, [(1, 1), (100, 161)], 4, 2, 32, device, dtype, window)
+
+
+@on_every_path
+def test_more_query_tiles_than_one(device, dtype):
+    check_prefill(prefill_attention, [(200, 210), (70, 70)], 2, 1, 32, device, dtype)
+
+
+def attend(q, cache, members, q_lens, window=None):
+    """The newest tokens of some sequences, whose queries stand in `q` one behind the other."""
+    device = q.device
+    cu_q = torch.tensor([0, *q_lens], device=device).cumsum(0).int()
+    rows, kv_lens = (torch.stack([t[i] for i in members]) for t in (cache.rows, cache.kv_lens))
+    return prefill_attention(
+        q, *cache[:3], rows, cu_q, kv_lens, 0.1, window=window, max_q_len=max(q_lens)
+    )
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 3)])
+def test_a_sequence_knows_no_other_sequence(heads, kv_heads, window):
+    lens = [1, 64, 65, 130, 200, 7]
+    cache = paged(lens, kv_heads, 32, torch.float32, "cpu")
+    q = randn(sum(lens), heads, 32, dtype=torch.float32, device="cpu", seed=1)
+    whole = attend(q, cache, range(6), lens, window).split(lens)
+    for i, own in enumerate(q.split(lens)):
+        assert torch.equal(attend(own, cache, [i], lens[i : i + 1], window), whole[i])
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        ("cpu", torch.float32),
+        pytest.param("cpu", torch.float32, marks=pytest.mark.interpreter),
+        pytest.param("cuda", torch.bfloat16, marks=pytest.mark.gpu),
+    ],
+    ids=["reference", "fp32", "bf16"],
+)
+@pytest.mark.parametrize("window", [None, 50])
+def test_bits_do_not_depend_on_the_chunks(device, dtype, window):
+    cache = paged([150], 1, 32, dtype, device)
+    q = randn(150, 2, 32, dtype=dtype, device=device, seed=1)
+    whole = attend(q, cache, [0], [150], window)
+    begin = 0
+    for tokens in (1, 69, 64, 16):
+        end = begin + tokens
+        part = cache._replace(kv_lens=cache.kv_lens * 0 + end)
+        assert torch.equal(attend(q[begin:end], part, [0], [tokens], window), whole[begin:end])
+        begin = end
+
+
+def test_a_sequence_without_tokens_is_skipped():
+    cache = paged([20, 5], 1, 32, torch.float32, "cpu")
+    q = randn(5, 2, 32, dtype=torch.float32, device="cpu")
+    expected = attend(q, cache, [1], [5])
+    assert torch.equal(attend(q, cache, [0, 1], [0, 5]), expected)
+
+
+def test_refuses_bounds_of_another_length():
+    cache, ids = torch.zeros(2, 16, 1, 32), torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(AssertionError, match="cu_q"):
+        prefill_attention(
+            torch.zeros(1, 1, 32), cache, cache, ids[None], ids, ids, ids, 1.0, max_q_len=1
+        )
