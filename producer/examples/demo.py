@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pagestream.producer.embedded import EmbeddedRedis
 from redis import Redis
 from rich.console import Console
 
+from pagestream.producer.embedded import EmbeddedRedis
 from pagestream.producer.keys import Keys
 
 START_S = 150

@@ -33,7 +33,7 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
 
     v: int = VERSION
     model: str | None = None
-    """Refused with `unknown_model` unless it is the served name; None takes whatever the queue serves."""
+    """Refused with `unknown_model` unless it is the served name; None takes what the queue serves."""
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     """Chat messages, rendered by the model's chat template."""
@@ -44,7 +44,7 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
     def tokens_max(self) -> int:
         """An upper bound of the prompt's length in tokens, known without a tokenizer.
 
-        Exact for token ids; otherwise the UTF-8 length (a byte-level token holds a byte or more) plus
+        Exact for token ids; otherwise the UTF-8 length (a token holds a byte or more), plus
         an allowance for the template.
         """
         if self.prompt_ids is not None:
@@ -109,7 +109,8 @@ def check_prompt(payload: Payload) -> None:
     }
     if len(prompts) != 1:
         raise InvalidRequest(
-            f"a job has exactly one of prompt, messages and prompt_ids; got {sorted(prompts) or 'none'}"
+            "a job has exactly one of prompt, messages and prompt_ids; "
+            f"got {sorted(prompts) or 'none'}"
         )
     ((name, value),) = prompts.items()
     if not value:
@@ -141,9 +142,9 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of a reply stream.
 
-    Tokens: `choice`, `start` (index of the first id), `ids`, `text` (may be empty while a character or
+    Tokens: `choice`, `start` (index of the first id), `ids`, `text` (empty while a character or
     a possible stop string is incomplete). Otherwise `event`: `queued`, `start`, `end`.
-    The end carries `reason`, the last of the text, `usage`, `timings`, and `error`/`message` if any.
+    The end has `reason`, the last of the text, `usage`, `timings`, and `error`/`message` if any.
     """
 
     id: str

@@ -1,7 +1,7 @@
 """How a request wants its tokens drawn, and the one check of it that needs no model.
 
-The client, the gateway and the worker's intake call the same `SamplingParams.check`; what depends on
-the model (vocabulary, context length, template) is checked by the worker.
+The client, the gateway and the worker's intake call the same `SamplingParams.check`; what depends
+on the model (vocabulary, context length, template) is checked by the worker.
 """
 
 import math
@@ -90,7 +90,8 @@ class SamplingParams(
             value = getattr(self, name)
             if value not in neutral:
                 raise UnsupportedParameter(
-                    f"{name}={value!r} is not supported yet; leave it out or set it to {neutral[-1]!r}"
+                    f"{name}={value!r} is not supported yet; "
+                    f"leave it out or set it to {neutral[-1]!r}"
                 )
         _number("temperature", self.temperature, 0.0, 2.0)
         _number("top_k", self.top_k, 0, 2**31 - 1)
@@ -114,7 +115,8 @@ class SamplingParams(
         for text in self.stop:
             if not 1 <= len(text) <= MAX_STOP_STRING_CHARS:
                 raise InvalidRequest(
-                    f"a stop string has {len(text)} characters; 1 to {MAX_STOP_STRING_CHARS} are allowed"
+                    f"a stop string has {len(text)} characters; it may have 1 to "
+                    f"{MAX_STOP_STRING_CHARS}"
                 )
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             raise InvalidRequest(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pagestream.producer.embedded import EmbeddedRedis, default_directory
 
+from pagestream.producer.embedded import EmbeddedRedis, default_directory
 from pagestream.producer.errors import PagestreamError
 
 from .service import BAD_CONFIG, REDIS_UNAVAILABLE, log_to_stderr, run_worker

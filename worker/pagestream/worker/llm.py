@@ -6,7 +6,7 @@ worker's intake and detokenizer to an engine of this process. Not thread-safe.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -94,7 +94,7 @@ class LLM:
         Raises:
             InvalidRequest: a prompt or a parameter cannot work; nothing was generated.
         """
-        many = [prompts] if isinstance(prompts, str) or _is_ids(prompts) else list(prompts)
+        many = cast(Sequence[Prompt], [prompts] if _is_one(prompts) else prompts)
         payloads = [
             Payload(prompt=prompt, sampling=sampling)
             if isinstance(prompt, str)
@@ -155,8 +155,9 @@ class LLM:
             completion.text += text.flush()
 
 
-def _is_ids(prompts: Any) -> bool:
-    return bool(prompts) and isinstance(prompts, list) and isinstance(prompts[0], int)
+def _is_one(prompts: Any) -> bool:
+    """True for a text or a list of token ids, False for several prompts."""
+    return isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
 
 
 def _one_each(
