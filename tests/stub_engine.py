@@ -130,7 +130,14 @@ class StubEngine:
         used = sum(request.blocks for request in running)
         waiting = len(self.requests) - len(running)
         free = max(0, self.options.num_blocks - 1 - used)
-        return Load(len(running), waiting, free, used * 16, used * 16, 0, 0, self.steps)
+        return Load(
+            running=len(running),
+            waiting=waiting,
+            free_blocks=free,
+            used_slots=used * 16,
+            allocated_slots=used * 16,
+            step=self.steps,
+        )
 
     def _go_wrong(self) -> None:
         options = self.options

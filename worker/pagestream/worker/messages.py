@@ -71,22 +71,25 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     """What went wrong, when `finish` is `error`."""
 
 
-class Load(msgspec.Struct, frozen=True, array_like=True):
+class Load(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """How full the engine is after a step."""
 
-    running: int
-    waiting: int
-    free_blocks: int
+    running: int = 0
+    waiting: int = 0
+    free_blocks: int = 0
     """Blocks that can be allocated now, evictable cached ones included."""
-    used_slots: int
+    used_slots: int = 0
     """Tokens held in allocated blocks."""
-    allocated_slots: int
+    allocated_slots: int = 0
     """Token slots of the blocks that requests hold; 1 - used/allocated is the waste."""
-    preemptions: int
+    used_slot_steps: int = 0
+    """Sum of `used_slots` over the steps since the start, for the average waste."""
+    allocated_slot_steps: int = 0
+    preemptions: int = 0
     """Since the start."""
-    prefix_hit_tokens: int
+    prefix_hit_tokens: int = 0
     """Since the start."""
-    step: int
+    step: int = 0
     """Steps since the start."""
 
 

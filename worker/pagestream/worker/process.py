@@ -228,7 +228,7 @@ def _serve(
     """Take messages and run steps until told to drain and nothing runs."""
     ready = engine.ready()
     outbox.put(ready)
-    load = Load(0, 0, ready.num_blocks, 0, 0, 0, 0, 0)
+    load = Load(free_blocks=ready.num_blocks)
     draining = False
     while not (draining and not engine.has_work):
         for message in _waiting(incoming, block=not engine.has_work):

@@ -76,6 +76,8 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prefix_hit_tokens = 0
         self.num_chunked_prefills = 0
+        self._used_slot_steps = 0
+        self._allocated_slot_steps = 0
 
     # ---- requests in and out
 
@@ -117,6 +119,9 @@ class Scheduler:
             self._admit(plan, budget_tokens)
         for work in plan:
             self._advance(work)
+        used, allocated = self._slots()
+        self._used_slot_steps += used
+        self._allocated_slot_steps += allocated
         return plan
 
     def commit(self, plan: Plan, token_ids: Sequence[int]) -> list[Output]:
@@ -145,22 +150,29 @@ class Scheduler:
 
     def load(self, step: int) -> Load:
         """How full the engine is."""
+        used, allocated = self._slots()
+        return Load(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            free_blocks=self._pool.num_available,
+            used_slots=used,
+            allocated_slots=allocated,
+            used_slot_steps=self._used_slot_steps,
+            allocated_slot_steps=self._allocated_slot_steps,
+            preemptions=self.num_preemptions,
+            prefix_hit_tokens=self.num_prefix_hit_tokens,
+            step=step,
+        )
+
+    def _slots(self) -> tuple[int, int]:
+        """(used, allocated) token slots: they differ by what the last blocks have still free."""
         block_tokens = self._pool.block_tokens
         allocated = self._pool.num_in_use * block_tokens
         unfilled = sum(
             len(request.blocks) * block_tokens - request.num_computed_tokens
             for request in self._running
         )
-        return Load(
-            running=len(self._running),
-            waiting=len(self._waiting),
-            free_blocks=self._pool.num_available,
-            used_slots=allocated - unfilled,
-            allocated_slots=allocated,
-            preemptions=self.num_preemptions,
-            prefix_hit_tokens=self.num_prefix_hit_tokens,
-            step=step,
-        )
+        return allocated - unfilled, allocated
 
     # ---- planning
 
