@@ -68,10 +68,10 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Claims so far: a job that was handed back or recovered has more than one."""
     crashes: int
     """Workers that died while they held the job."""
-    worker: str | None
-    queued_ms: int | None
-    claimed_ms: int | None
-    finished_ms: int | None
+    worker: str | None = None
+    queued_ms: int | None = None
+    claimed_ms: int | None = None
+    finished_ms: int | None = None
 
 
 class Progress:
@@ -122,7 +122,7 @@ class Progress:
             id=entry.id,
             text=entry.text,
             ids=entry.ids,
-            index=entry.start,
+            index=self.tokens if ended else entry.start,
             choice=entry.choice,
             finish_reason=entry.reason,
             usage=entry.usage if ended else None,

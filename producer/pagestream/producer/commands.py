@@ -1,0 +1,262 @@
+"""`pagestream generate` and `pagestream chat`: a prompt in, its tokens on the terminal.
+
+Exit codes: 0 done, 1 the job failed, 2 the request is wrong, 69 no Redis or no such model, 75 try
+again later (the queue is full, the job was lost), 78 not installed, 130 interrupted.
+This module knows the client and the terminal: no Redis.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, cast
+
+import msgspec
+import typer
+from rich.console import Console
+
+from .embedded import default_url
+from .errors import (
+    InvalidRequest,
+    JobLost,
+    PagestreamError,
+    QueueFull,
+    QueueUnavailable,
+    UnknownModel,
+)
+from .keys import Keys
+from .request import SubmitOptions
+from .store import JobStore
+from .sync import Client, Job
+
+FAILED, WRONG, UNAVAILABLE, LATER, INTERRUPTED = 1, 2, 69, 75, 130
+TIMEOUT_MS = 3_000
+"""How long a command tries to reach Redis: somebody is looking at it."""
+
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="redis://, rediss:// or unix:// URL. [default: the server of `pagestream up`, else "
+        "redis://localhost:6379/0]",
+        envvar="PAGESTREAM_REDIS_URL",
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(help="The name it is served by. [default: the only one there is]")
+]
+Queue = Annotated[
+    str | None, typer.Option(help="The queue. [default: the model's]", envvar="PAGESTREAM_QUEUE")
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Output tokens at most. [default: to the context's end]")
+]
+Temperature = Annotated[float | None, typer.Option(help="0 (greedy) to 2. [default: the model's]")]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k most likely tokens; 0: all.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest p of the probability.")]
+MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")]
+MinTokens = Annotated[int | None, typer.Option(help="No stop before this many output tokens.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End at this string; may be repeated.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on past the model's end.")]
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    model: Model = None,
+    queue: Queue = None,
+    redis_url: RedisUrl = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    min_tokens: MinTokens = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    ignore_eos: IgnoreEos = False,
+    lane: Annotated[str | None, typer.Option(help="high, normal or low.")] = None,
+    job_id: Annotated[
+        str | None, typer.Option("--id", help="The job's id: running it again attaches to it.")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object when it is done.")
+    ] = False,
+) -> None:
+    """Send one prompt and print its tokens as they come. Ctrl-C cancels the job."""
+    options = _given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        min_tokens=min_tokens,
+        seed=seed,
+        stop=stop,
+        ignore_eos=ignore_eos or None,
+        lane=lane,
+        id=job_id,
+    )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    with _errors_as_sentences(), _client(redis_url, model, queue) as client:
+        job = client.submit(text, **options)
+        with _cancelled_by_interrupt(job):
+            if json:
+                sys.stdout.write(msgspec.json.encode(job.result()).decode() + "\n")
+            else:
+                _print(job, sys.stdout.write)
+                sys.stdout.write("\n")
+
+
+def chat(
+    model: Model = None,
+    queue: Queue = None,
+    redis_url: RedisUrl = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+) -> None:
+    """Talk with a model that has a chat template.
+
+    Ctrl-C ends an answer, Ctrl-D or /exit the conversation, /clear forgets it.
+    """
+    options = _given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=stop,
+    )
+    beginning = [{"role": "system", "content": system}] if system else []
+    messages = list(beginning)
+    with _errors_as_sentences(), _client(redis_url, model, queue) as client:
+        for line in _lines():
+            if line == "/clear":
+                messages = list(beginning)
+                continue
+            messages.append({"role": "user", "content": line})
+            answer = _answer(client, messages, options)
+            messages.append({"role": "assistant", "content": answer})
+
+
+def register(app: typer.Typer) -> None:
+    """Add this room's commands to the command line."""
+    app.command()(generate)
+    app.command()(chat)
+
+
+def _answer(client: Client, messages: list[dict[str, str]], options: SubmitOptions) -> str:
+    """Print one answer as it comes and return it, or what there is of it when interrupted."""
+    said: list[str] = []
+
+    def say(text: str) -> object:
+        said.append(text)
+        return sys.stdout.write(text)
+
+    given: SubmitOptions = {**options, "messages": messages}
+    job = client.submit(**given)
+    try:
+        _print(job, say)
+    except KeyboardInterrupt:
+        job.cancel()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    return "".join(said)
+
+
+def _print(job: Job, write: Callable[[str], object]) -> None:
+    for chunk in job.stream():
+        write(chunk.text)
+        sys.stdout.flush()
+
+
+def _lines() -> Iterator[str]:
+    """Yield what the user says until they leave; the prompt is shown on a terminal only."""
+    console = Console(stderr=True)
+    terminal = sys.stdin.isatty()
+    while True:
+        try:
+            line = (console.input("[bold]> [/bold]") if terminal else input()).strip()
+        except EOFError:
+            return
+        if line == "/exit":
+            return
+        if line:
+            yield line
+
+
+def _given(**options: Any) -> SubmitOptions:
+    """Return the options that were given on the command line."""
+    return cast(
+        SubmitOptions, {name: one for name, one in options.items() if one not in (None, [])}
+    )
+
+
+def _client(redis_url: str | None, model: str | None, queue: str | None) -> Client:
+    url = redis_url or default_url()
+    if model is None and queue is None:
+        queue = _only_queue(url)
+    return Client(url, model=model, queue=queue, timeout_ms=TIMEOUT_MS)
+
+
+def _only_queue(url: str) -> str:
+    """Return the name of the only queue there is.
+
+    Raises:
+        InvalidRequest: there are several.
+        UnknownModel: there is none.
+    """
+
+    async def ask() -> list[str]:
+        store = JobStore(url, Keys("?"), timeout_ms=TIMEOUT_MS, reconnect_ms=TIMEOUT_MS)
+        try:
+            return await store.queues()
+        finally:
+            await store.aclose()
+
+    names = asyncio.run(ask())
+    if not names:
+        raise UnknownModel("no worker has served a model on this Redis yet: start one, or --model")
+    if len(names) > 1:
+        raise InvalidRequest(f"there are several queues; choose one by --model: {', '.join(names)}")
+    return names[0]
+
+
+@contextmanager
+def _cancelled_by_interrupt(job: Job) -> Generator[None, None, None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        job.cancel()
+        raise
+
+
+@contextmanager
+def _errors_as_sentences() -> Generator[None, None, None]:
+    """Turn what a user can do something about into one line and an exit code."""
+    try:
+        yield
+    except PagestreamError as error:
+        sys.stdout.flush()
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(exit_code(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def exit_code(error: PagestreamError) -> int:
+    """Return the exit code that stands for an error."""
+    codes: Mapping[type[PagestreamError], int] = {
+        QueueUnavailable: UNAVAILABLE,
+        UnknownModel: UNAVAILABLE,
+        QueueFull: LATER,
+        JobLost: LATER,
+        InvalidRequest: WRONG,
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
