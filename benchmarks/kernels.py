@@ -4,9 +4,9 @@
     python benchmarks/kernels.py sample --json benchmarks/results/kernels.json
 
 Each case runs in a CUDA graph of several launches, so that Python's launch overhead is not counted,
-over enough copies of its inputs to miss the L2 cache. `roof` is the share of the roofline: the bytes
-that must move at the copy bandwidth measured first, or the products at the matrix rate measured
-first, whichever takes longer. References are timed where they run on a GPU; those of attention and
+over enough copies of its inputs to miss the L2 cache. `roof` is the share of the roofline: bytes
+that must move at the copy bandwidth measured first, or products at the matrix rate measured first,
+whichever takes longer. References are timed where they run on a GPU; those of attention and
 sampling are made for the CPU.
 """
 
