@@ -66,7 +66,7 @@ def paged(
     block_size: int = 16,
     seed: int = 0,
 ) -> Paged:
-    """Sequences in shuffled blocks and shuffled rows; the table is longer than any of them needs."""
+    """Sequences in shuffled blocks and shuffled rows; the table is longer than they need."""
     generator = torch.Generator().manual_seed(seed)
     blocks_of = [-(-n // block_size) for n in kv_lens]
     order = torch.randperm(sum(blocks_of), generator=generator) + 1
@@ -162,7 +162,7 @@ def check_prefill(
 def check_rms_norm(
     op: Op, tokens: int, hidden: int, device: str, dtype: torch.dtype, *, residual: bool
 ) -> None:
-    """RMS norm against eq. 4; the input is a slice of a wider tensor, as after a fused projection."""
+    """RMS norm against eq. 4; the input is a slice of a wider tensor."""
     x = randn(tokens, hidden + 8, dtype=dtype, device=device)[:, :hidden]
     weight = randn(hidden, dtype=dtype, device=device, seed=1)
     other = randn(tokens, hidden, dtype=dtype, device=device, seed=2) if residual else None

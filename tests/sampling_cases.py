@@ -1,4 +1,4 @@
-"""Random sampling tables, and what a table lets a row draw, worked out with a plain sort in fp64."""
+"""Random sampling tables, and what a table lets a row draw, by a plain sort in fp64."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pagestream.kernels import SamplingTable
 
 
 def table(rows: int, device: str = "cpu", **columns: Any) -> SamplingTable:
-    """A table whose rows draw from the whole vocabulary, but for the columns given (value or list)."""
+    """A table whose rows draw from the whole vocabulary, but for the columns given."""
     neutral = {
         "temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0, "seed": 0,
         "min_position": 0, "num_suppressed": 0,

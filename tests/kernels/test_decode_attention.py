@@ -86,7 +86,7 @@ def test_can_be_captured_in_a_graph():
 
 @on_every_path
 def test_offsets_past_two_billion_elements(device, dtype, tmp_path):
-    """A block whose elements lie beyond 2^31, in a cache of which nearly nothing is ever touched."""
+    """A block whose elements lie beyond 2^31, in a cache of which hardly any is touched."""
     if dtype == torch.float32:
         pytest.skip("half the address space does")
     blocks = 2**31 // (16 * 32) + 2

@@ -21,13 +21,6 @@ def test_a_row_knows_no_other_row(inputs, outputs, bias):
         assert torch.equal(linear(x[-rows:], weight, b), whole[-rows:]), f"last {rows} rows"
 
 
-def test_a_plain_product_would_not_do():
-    """Why `linear` exists: without it the rows do differ. Should this fail, it can be simplified."""
-    x, weight = (randn(n, 2048, dtype=torch.float32, device="cpu", seed=n) for n in (64, 512))
-    whole = F.linear(x, weight)
-    assert any(not torch.equal(F.linear(x[:n], weight), whole[:n]) for n in range(1, 64))
-
-
 def test_half_precision_is_rounded_once():
     x, weight = (randn(n, 2048, dtype=torch.bfloat16, device="cpu", seed=n) for n in (20, 64))
     expected = F.linear(x.double(), weight.double())

@@ -1,5 +1,9 @@
+import importlib.util
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import pagestream.kernels
 
@@ -38,3 +42,17 @@ def test_exported_members():
     }
     assert public == set(pagestream.kernels.__all__)
     assert all(getattr(pagestream.kernels, name).__doc__ for name in public)
+
+
+def test_the_benchmark_covers_every_op():
+    path = Path(__file__).parents[2] / "benchmarks/kernels.py"
+    spec = importlib.util.spec_from_file_location("kernel_benchmark", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = benchmark  # dataclasses look their module up
+    spec.loader.exec_module(benchmark)
+    ops = {name for name in pagestream.kernels.__all__ if name.islower()}
+    assert {case.op for case in benchmark.cases()} == ops
+    with pytest.raises(SystemExit):
+        benchmark.main(["no_such_op"])

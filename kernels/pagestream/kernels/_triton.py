@@ -20,9 +20,15 @@ class _Absent:
         return args[0] if len(args) == 1 and callable(args[0]) else self
 
 
-if TYPE_CHECKING:  # its stubs know neither launch options nor plain values for constants
+if TYPE_CHECKING:
+    # Triton's own types know neither launch options nor plain values for constants.
+    class _AnyName(type):
+        def __getattr__(cls, name: str) -> Any: ...
+
+    class tl(metaclass=_AnyName):
+        constexpr = Any
+
     triton: Any
-    tl: Any
 else:
     try:
         import triton

@@ -1,0 +1,319 @@
+"""Measure every kernel against its torch reference and against what the GPU allows.
+
+    python benchmarks/kernels.py                         # all ops, a table
+    python benchmarks/kernels.py sample --json benchmarks/results/kernels.json
+
+Each case runs in a CUDA graph of several launches, so that Python's launch overhead is not counted,
+over enough copies of its inputs to miss the L2 cache. `roof` is the share of the roofline: bytes
+that must move at the copy bandwidth measured first, or products at the matrix rate measured first,
+whichever takes longer. References are timed where they run on a GPU; those of attention and
+sampling are made for the CPU.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pagestream.kernels import (
+    SamplingTable,
+    batch_layout,
+    decode_attention,
+    linear,
+    prefill_attention,
+    rms_norm,
+    rope_and_cache,
+    sample,
+    silu_mul,
+)
+from pagestream.kernels.rms_norm import rms_norm_reference
+from pagestream.kernels.rope_and_cache import rope_and_cache_reference
+from pagestream.kernels.silu_mul import silu_mul_reference
+
+L2_BYTES = 64 << 20
+REPEATS = 7
+BLOCK_SIZE = 16
+HEAD_DIM = 128
+
+Op = Callable[..., object]
+Launch = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of one op: a launch on fresh inputs, and what it must move and multiply."""
+
+    op: str
+    shape: str
+    make: Callable[[], Launch]
+    inputs_bytes: int
+    moved_bytes: int
+    flops: int = 0
+    make_reference: Callable[[], Launch] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one case."""
+
+    op: str
+    shape: str
+    us: float
+    reference_us: float | None
+    tb_per_s: float
+    tflops: float
+    roof: float
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.bfloat16, device="cuda")
+
+
+def ints(values: Any) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.int32, device="cuda")
+
+
+def time_us(make: Callable[[], Launch], inputs_bytes: int) -> float:
+    """Median time of one launch, in a graph that walks over copies of the inputs."""
+    copies = [make() for _ in range(max(1, min(64, 2 * L2_BYTES // max(inputs_bytes, 1) + 1)))]
+    for launch in copies:  # compiles, and lets cuBLAS make its workspace
+        launch()
+    torch.cuda.synchronize()
+    launches = list(itertools.islice(itertools.cycle(copies), max(len(copies), 8)))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for launch in launches:
+            launch()
+    times = []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / len(launches))
+    return statistics.median(times)
+
+
+def copy_bytes_per_us() -> float:
+    """What a large device copy reaches, reads and writes together."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / time_us(lambda: lambda: target.copy_(source), source.numel())
+
+
+def flops_per_us() -> float:
+    """What cuBLAS reaches on a large square bf16 product."""
+    a, b = randn(8192, 8192), randn(8192, 8192)
+    return 2 * 8192**3 / time_us(lambda: lambda: a @ b, 2 * L2_BYTES)
+
+
+def paged(seqs: int, kv_len: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """K, V, and a block table in shuffled order."""
+    per_seq = -(-kv_len // BLOCK_SIZE)
+    shape = (seqs * per_seq + 1, BLOCK_SIZE, kv_heads, HEAD_DIM)
+    table = torch.randperm(seqs * per_seq, device="cuda").int().view(seqs, per_seq) + 1
+    return randn(*shape), randn(*shape), table
+
+
+def rms_norm_case(tokens: int, hidden: int) -> Case:
+    def make(op: Op = rms_norm) -> Launch:
+        x, residual, weight = randn(tokens, hidden), randn(tokens, hidden), randn(hidden)
+        return lambda: op(x, weight, 1e-5, residual)
+
+    one = tokens * hidden * 2
+    return Case(
+        "rms_norm", f"{tokens} x {hidden}", make, 2 * one, 4 * one,
+        make_reference=lambda: make(rms_norm_reference),
+    )  # fmt: skip
+
+
+def silu_mul_case(tokens: int, intermediate: int) -> Case:
+    def make(op: Op = silu_mul) -> Launch:
+        gate_up = randn(tokens, 2 * intermediate)
+        return lambda: op(gate_up)
+
+    one = tokens * intermediate * 2
+    return Case(
+        "silu_mul", f"{tokens} x {intermediate}", make, 2 * one, 3 * one,
+        make_reference=lambda: make(silu_mul_reference),
+    )  # fmt: skip
+
+
+def rope_and_cache_case(tokens: int, heads: int, kv_heads: int, norm: bool) -> Case:
+    width = (heads + 2 * kv_heads) * HEAD_DIM
+
+    def make(op: Op = rope_and_cache) -> Launch:
+        k, v, _ = paged(1, tokens, kv_heads)
+        qkv, weight = randn(tokens, width), randn(HEAD_DIM) if norm else None
+        angles = torch.randn(tokens, HEAD_DIM, device="cuda")
+        slots = torch.randperm(tokens, device="cuda") + BLOCK_SIZE
+        return lambda: op(qkv, angles, k, v, slots, heads, weight, weight)
+
+    shape = f"{tokens} x {heads}/{kv_heads}{' norm' if norm else ''}"
+    size = tokens * width * 2
+    return Case(
+        "rope_and_cache", shape, make, size, 2 * size + tokens * HEAD_DIM * 4,
+        make_reference=lambda: make(rope_and_cache_reference),
+    )  # fmt: skip
+
+
+def decode_attention_case(seqs: int, kv_len: int, heads: int, kv_heads: int) -> Case:
+    def make() -> Launch:
+        cache = paged(seqs, kv_len, kv_heads)
+        q, rows, lens = randn(seqs, heads, HEAD_DIM), ints(range(seqs)), ints([kv_len] * seqs)
+        return lambda: decode_attention(q, *cache, rows, lens, 0.09, max_kv_len=kv_len)
+
+    size = seqs * kv_len * kv_heads * HEAD_DIM * 4
+    moved = size + 4 * seqs * heads * HEAD_DIM
+    return Case("decode_attention", f"{seqs} x {kv_len}, {heads}/{kv_heads}", make, size, moved)
+
+
+def prefill_attention_case(seqs: int, q_len: int, before: int, heads: int, kv_heads: int) -> Case:
+    kv_len = before + q_len
+
+    def make() -> Launch:
+        cache = paged(seqs, kv_len, kv_heads)
+        q, rows = randn(seqs * q_len, heads, HEAD_DIM), ints(range(seqs))
+        cu_q, lens = ints(range(0, seqs * q_len + 1, q_len)), ints([kv_len] * seqs)
+        return lambda: prefill_attention(q, *cache, rows, cu_q, lens, 0.09, max_q_len=q_len)
+
+    # Query i sees before + i + 1 keys; each costs two products of head_dim.
+    pairs = seqs * (q_len * before + q_len * (q_len + 1) // 2)
+    moved = 4 * seqs * (kv_len * kv_heads + q_len * heads) * HEAD_DIM
+    shape = f"{seqs} x {q_len} after {before}, {heads}/{kv_heads}"
+    return Case("prefill_attention", shape, make, moved, moved, flops=4 * pairs * heads * HEAD_DIM)
+
+
+def linear_case(tokens: int, name: str, inputs: int, outputs: int) -> Case:
+    def make() -> Launch:
+        x, weight = randn(tokens, inputs), randn(outputs, inputs)
+        return lambda: linear(x, weight)
+
+    moved = 2 * (inputs * outputs + tokens * (inputs + outputs))
+    flops = 2 * tokens * inputs * outputs
+    return Case("linear", f"{tokens} x {name}", make, moved, moved, flops)
+
+
+def batch_layout_case(seqs: int, q_len: int) -> Case:
+    def make() -> Launch:
+        rows, zero = ints(range(seqs)), ints([0] * seqs)
+        cu_q, ids = ints(range(0, seqs * q_len + 1, q_len)), ints([0] * (seqs * q_len))
+        table = ints([[0] * -(-q_len // BLOCK_SIZE)] * seqs)
+        return lambda: batch_layout(rows, zero, cu_q, ids, zero.bool(), zero, table, BLOCK_SIZE)
+
+    moved = seqs * q_len * 20  # an id read; an id, a position and a slot written
+    return Case("batch_layout", f"{seqs} x {q_len}", make, moved, moved)
+
+
+def sample_case(seqs: int, vocab: int, columns: dict[str, float]) -> Case:
+    def column(name: str, neutral: float, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.full((seqs,), columns.get(name, neutral), dtype=dtype, device="cuda")
+
+    def make() -> Launch:
+        table = SamplingTable(
+            temperature=column("temperature", 1, torch.float32),
+            top_p=column("top_p", 1, torch.float32),
+            min_p=column("min_p", 0, torch.float32),
+            top_k=column("top_k", 0),
+            seed=column("seed", 5, torch.int64),
+            min_position=column("min_position", 0),
+            suppressed_ids=column("suppressed_ids", 0)[:, None],
+            num_suppressed=column("num_suppressed", 0),
+        )
+        logits, rows = randn(seqs, vocab) * 4, ints(range(seqs))
+        return lambda: sample(logits, rows, rows, table)
+
+    options = ", ".join(f"{name} {value:g}" for name, value in columns.items()) or "temperature 1"
+    moved = seqs * vocab * 2
+    return Case("sample", f"{seqs} x {vocab}, {options}", make, moved, moved)
+
+
+DECODE = [(1, 512), (1, 2048), (1, 32768), (8, 8192), (32, 1024), (64, 2048), (256, 576)]
+PREFILL = [(64, 512, 0), (16, 2048, 0), (4, 8192, 0), (1, 32768, 0), (1, 512, 8192)]
+HEADS = [(32, 8), (32, 32), (16, 8)]
+WEIGHTS = [("qkv", 4096, 6144), ("o", 4096, 4096), ("up", 4096, 28672), ("down", 14336, 4096)]
+DRAWS: list[dict[str, float]] = [
+    {"temperature": 0}, {}, {"top_k": 50}, {"top_p": 0.95}, {"top_k": 50, "top_p": 0.95},
+]  # fmt: skip
+
+
+def cases() -> Iterator[Case]:
+    """Every case; nothing touches the GPU before a case's `make`."""
+    tokens = (1, 64, 256, 8192)
+    product = itertools.product
+    yield from (rms_norm_case(n, hidden) for n, hidden in product(tokens, (1024, 4096)))
+    yield from (silu_mul_case(n, width) for n, width in product(tokens, (3072, 14336)))
+    for n, (heads, kv_heads, norm) in product(tokens, ((32, 8, False), (16, 8, True))):
+        yield rope_and_cache_case(n, heads, kv_heads, norm)
+    yield from (decode_attention_case(*shape, *heads) for shape, heads in product(DECODE, HEADS))
+    yield from (prefill_attention_case(*shape, *heads) for shape, heads in product(PREFILL, HEADS))
+    yield from (linear_case(n, *weight) for n, weight in product((1, 16, 64, 256), WEIGHTS))
+    yield from (batch_layout_case(*shape) for shape in ((1, 1), (256, 1), (16, 512), (1, 8192)))
+    yield from (sample_case(n, 128256, columns) for n, columns in product((1, 64, 256), DRAWS))
+
+
+def measure(case: Case, bytes_per_us: float, matrix_flops_per_us: float) -> Result:
+    us = time_us(case.make, case.inputs_bytes)
+    reference_us = None
+    if case.make_reference is not None:
+        reference_us = time_us(case.make_reference, case.inputs_bytes)
+    floor_us = max(case.moved_bytes / bytes_per_us, case.flops / matrix_flops_per_us)
+    return Result(
+        case.op, case.shape, us, reference_us,
+        case.moved_bytes / us / 1e6, case.flops / us / 1e6, floor_us / us,
+    )  # fmt: skip
+
+
+def machine() -> dict[str, str]:
+    """What a figure is worth nothing without."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    gpu, cuda = torch.cuda.get_device_name(), str(torch.version.cuda)
+    return {"gpu": gpu, "torch": torch.__version__, "cuda": cuda, "commit": commit}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the ops named on the command line, or all."""
+    known = sorted({case.op for case in cases()})
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("ops", nargs="*", metavar="op", help=f"of {', '.join(known)}; none: all")
+    parser.add_argument("--json", type=Path, help="write the results to this file too")
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.ops) - set(known)):
+        parser.error(f"no such op: {', '.join(unknown)}")
+    if not torch.cuda.is_available():
+        parser.error("these are measurements of a GPU, and there is none")
+    bytes_per_us, matrix_flops_per_us = copy_bytes_per_us(), flops_per_us()
+    print(machine())
+    print(f"copy {bytes_per_us / 1e6:.2f} TB/s, matrix {matrix_flops_per_us / 1e6:.0f} TFLOP/s\n")
+    print(f"{'op':18}{'shape':42}{'µs':>10}{'torch µs':>10}{'TB/s':>8}{'TFLOP/s':>9}{'roof':>7}")
+    results: list[Result] = []
+    for case in cases():
+        if options.ops and case.op not in options.ops:
+            continue
+        result = measure(case, bytes_per_us, matrix_flops_per_us)
+        results.append(result)
+        reference = "–" if result.reference_us is None else f"{result.reference_us:.1f}"
+        print(
+            f"{result.op:18}{result.shape:42}{result.us:10.1f}{reference:>10}"
+            f"{result.tb_per_s:8.2f}{result.tflops:9.0f}{result.roof:7.0%}"
+        )
+        torch.cuda.empty_cache()
+    if options.json:
+        limits = {"copy_tb_per_s": bytes_per_us / 1e6, "tflops": matrix_flops_per_us / 1e6}
+        report = machine() | limits | {"results": [asdict(result) for result in results]}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
