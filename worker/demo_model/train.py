@@ -270,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--run-dir", type=Path, default=Path("build/demo_model"))
-    parser.add_argument("--million-tokens", type=float, default=160)
+    parser.add_argument("--million-tokens", type=float, default=80)
     parser.add_argument("--minutes", type=float, default=60, help="stop by then at the latest")
     parser.add_argument("--hidden", type=int, default=256, help="a multiple of 128")
     parser.add_argument("--intermediate", type=int, default=704)
