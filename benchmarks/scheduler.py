@@ -47,9 +47,7 @@ def main() -> None:
     print(f"steps            {len(step_us)}")
     print(f"preemptions      {load.preemptions}")
     print(f"KV waste         {waste:.2%}")
-    print(
-        f"host time a step {statistics.median(step_us):.0f} us median, {max(step_us):.0f} us max"
-    )
+    print(f"host time a step {statistics.median(step_us):.0f} us median, {max(step_us):.0f} us max")
 
 
 if __name__ == "__main__":

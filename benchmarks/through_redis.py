@@ -21,10 +21,10 @@ from pagestream.producer import AsyncClient, AsyncJob, Chunk, SamplingParams
 from pagestream.producer.connection import connect
 from pagestream.producer.embedded import EmbeddedRedis
 from pagestream.producer.keys import Keys
-from workloads import Workload, nano, share
+from workloads import Workload, nano, share, small
 
 QUEUE = "bench"
-WORKLOADS = {"nano": nano, "share": share}
+WORKLOADS = {"nano": nano, "share": share, "small": small}
 READY_S = 600
 
 
@@ -78,7 +78,7 @@ def serve(arguments: argparse.Namespace, worker_flags: list[str]) -> dict[str, A
 def wait_until_ready(worker: subprocess.Popen[bytes], url: str, log: Path) -> None:
     """Wait until the worker has registered."""
     deadline = time.monotonic() + READY_S
-    with connect(url) as redis:
+    with connect(url, client_name=QUEUE) as redis:
         while not redis.hlen(Keys(QUEUE).model):
             if worker.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the worker did not come up:\n{log.read_text()[-4000:]}")
@@ -88,7 +88,7 @@ def wait_until_ready(worker: subprocess.Popen[bytes], url: str, log: Path) -> No
 def load_figures(url: str) -> dict[str, Any]:
     """KV waste over all steps, and preemptions, from the worker's last heartbeat."""
     keys = Keys(QUEUE)
-    with connect(url) as redis:
+    with connect(url, client_name=QUEUE) as redis:
         (worker,) = redis.hkeys(keys.model)
         time.sleep(1.5)  # one more beat, so that it counts the last step
         load = json.loads(redis.get(keys.heartbeat(worker.decode())))

@@ -1,4 +1,4 @@
-"""The two workloads every figure is measured on: lists of (prompt token ids, output tokens)."""
+"""The workloads that figures are measured on: lists of (prompt token ids, output tokens)."""
 
 import random
 
@@ -27,3 +27,11 @@ def share(n: int = 1000, seed: int = 1, vocab: int = 10_000) -> Workload:
         ([rng.randint(0, vocab) for _ in range(draw(4.85, 1.1))], draw(4.85, 0.95))
         for _ in range(n)
     ]
+
+
+def small(vocab: int = 4_000, n: int = 64, seed: int = 2) -> Workload:
+    """64 requests, lengths in and out uniform in [16, 128]: for the demo model on a CPU."""
+    rng = random.Random(seed)
+    prompts = [[rng.randint(10, vocab) for _ in range(rng.randint(16, 128))] for _ in range(n)]
+    outputs = [rng.randint(16, 128) for _ in range(n)]
+    return list(zip(prompts, outputs, strict=True))

@@ -215,7 +215,6 @@ def test_a_folder_is_served_under_its_name(model: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        ({}, "--model is missing: give it, or set PAGESTREAM_MODEL"),
         ({"model": "m", "max_num_seqs": 0}, "--max-num-seqs"),
         ({"model": "m", "dtype": "int3"}, "--dtype"),
         ({"model": "m", "gpu_memory_utilization": 1.5}, "1.5"),

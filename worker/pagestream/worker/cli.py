@@ -16,7 +16,8 @@ from .service import BAD_CONFIG, REDIS_UNAVAILABLE, log_to_stderr, run_worker
 from .settings import read_settings
 
 Model = Annotated[
-    str | None, typer.Option(help="A Hugging Face directory or hub id. [env: PAGESTREAM_MODEL]")
+    str | None,
+    typer.Option(help="A Hugging Face directory or hub id. [default: demo, which comes along]"),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 ServedName = Annotated[

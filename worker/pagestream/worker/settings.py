@@ -16,6 +16,7 @@ from pagestream.producer.keys import check_name
 
 from .config import EngineConfig
 from .errors import ConfigError
+from .models.hub import DEMO
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 
@@ -27,7 +28,7 @@ class WorkerSettings(BaseSettings):
         env_prefix="PAGESTREAM_", extra="forbid", frozen=True, protected_namespaces=()
     )
 
-    model: str
+    model: str = DEMO
     revision: str | None = None
     served_model_name: str | None = None
     redis_url: str = DEFAULT_REDIS_URL
@@ -91,8 +92,4 @@ def read_settings(**flags: Any) -> WorkerSettings:
 
 def _sentence(line: dict[str, Any]) -> str:
     name = re.sub("_", "-", str(line["loc"][0])) if line["loc"] else "settings"
-    return (
-        f"--{name}: {line['msg']} (got {line['input']!r})"
-        if line["type"] != "missing"
-        else (f"--{name} is missing: give it, or set PAGESTREAM_{name.replace('-', '_').upper()}")
-    )
+    return f"--{name}: {line['msg']} (got {line['input']!r})"
