@@ -17,11 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from workloads import Workload, nano, share, small
+
 from pagestream.producer import AsyncClient, AsyncJob, Chunk, SamplingParams
 from pagestream.producer.connection import connect
 from pagestream.producer.embedded import EmbeddedRedis
 from pagestream.producer.keys import Keys
-from workloads import Workload, nano, share, small
 
 QUEUE = "bench"
 WORKLOADS = {"nano": nano, "share": share, "small": small}

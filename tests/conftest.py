@@ -1,5 +1,11 @@
 """Fixtures every room shares."""
 
+import os
+
+# Before torch is imported, here and in the processes that tests start: OpenMP threads that share
+# their cores with a server and a worker wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from redis_server import keys, own_server, queue_name, redis_client, redis_server, redis_url, wire
 
 __all__ = ["keys", "own_server", "queue_name", "redis_client", "redis_server", "redis_url", "wire"]

@@ -33,7 +33,7 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
 
     v: int = VERSION
     model: str | None = None
-    """Refused with `unknown_model` unless it is the served name; None takes what the queue serves."""
+    """Refused with `unknown_model` unless it is the served name; None takes what is served."""
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     """Chat messages, rendered by the model's chat template."""

@@ -6,7 +6,7 @@ Knows no requests beyond what a plan says of them.
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Launched:
         """Wait for the step and return the ids it drew."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return cast(list[int], self._host_ids[: self._num_works].tolist())
+        return cast(Any, self._host_ids[: self._num_works]).tolist()
 
 
 class Runner:
