@@ -4,12 +4,14 @@ import ast
 import json
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from demo_prompts import DEMO_MODEL, DemoPrompt, load_demo_prompts
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from demo_model import text
+from demo_model.ngram import ORDER, KneserNey
 
 FILES = {
     "README.md",
@@ -152,3 +154,13 @@ def test_a_function_is_its_prompt_and_its_body(modules: list[text.Module]) -> No
     assert push.summary == "Push item onto heap, maintaining the heap invariant."
     for function in found:
         ast.parse(function.prompt + function.body)
+
+
+def test_ngram_probabilities_add_up_to_one() -> None:
+    vocab_size = 12
+    tokens = np.random.default_rng(0).integers(0, vocab_size - 2, 400)
+    ngram = KneserNey(tokens, vocab_size)
+    for context in (tokens[50 : 50 + ORDER - 1], np.array([11, 3, 11, 4])):
+        rows = [np.append(context, token) for token in range(vocab_size)]
+        total = sum(np.exp(ngram.log_probabilities(row)).item() for row in rows)
+        assert total == pytest.approx(1.0)

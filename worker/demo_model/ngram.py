@@ -1,7 +1,8 @@
 """A 5-gram model to measure the demo model against.
 
-Interpolated Kneser-Ney smoothing with one discount an order (D = n1 / (n1 + 2 n2)), counted with
-sorted arrays: an n-gram of ids below 4096 is one 64-bit number. Knows token ids only.
+Interpolated Kneser-Ney smoothing with one discount an order (n1 / (n1 + 2 n2), or a half where no
+n-gram is single), counted with sorted arrays: an n-gram of ids below 4096 is one 64-bit number.
+Knows token ids only.
 """
 
 import numpy as np
@@ -40,7 +41,7 @@ class _Level:
     def __init__(self, grams: np.ndarray, counts: np.ndarray) -> None:
         self.grams, self.counts = grams, counts
         once, twice = (counts == 1).sum(), (counts == 2).sum()
-        self.discount = once / (once + 2 * twice) if once else 0.0
+        self.discount = once / (once + 2 * twice) if once else 0.5
         self.contexts, first = np.unique(grams >> np.uint64(_BITS), return_index=True)
         self.totals = np.add.reduceat(counts, first)
         self.kinds = np.diff(np.append(first, len(grams)))
