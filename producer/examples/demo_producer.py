@@ -24,16 +24,16 @@ from pagestream.producer.errors import PagestreamError
 from pagestream.producer.keys import Keys
 
 PROMPTS = (
-    "def read_lines(path):\n",
-    "class Stack:\n    def __init__(self):\n",
-    "def is_prime(n):\n",
-    "import os\n\ndef walk(top):\n",
-    "def parse_args(argv=None):\n",
-    "class Point:\n    def __init__(self, x, y):\n",
-    "def merge(left, right):\n",
-    "def test_empty(self):\n",
+    "def read_lines(path):",
+    "class Stack:\n    def __init__(self):",
+    "def is_prime(n):",
+    "import os\n\ndef walk(top):",
+    "def parse_args(argv=None):",
+    "class Point:\n    def __init__(self, x, y):",
+    "def merge(left, right):",
+    "def test_empty(self):",
 )
-"""Beginnings of Python code: what the demo model was trained on."""
+"""Beginnings of Python code, which the demo model was trained on; it writes the line breaks."""
 
 
 @dataclass

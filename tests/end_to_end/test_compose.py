@@ -1,17 +1,29 @@
 """docker-compose.yml and deploy/Dockerfile, checked as far as no container engine is needed.
 
 Every service's command must be one that our command line knows, every variable one that something
-reads, every version pinned; what the Dockerfile copies must exist.
+reads, every version pinned; what the Dockerfile copies must exist. Then the services of a plain
+`docker compose up` run as local processes, and answer.
 """
 
-import importlib.util
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from redis import Redis
+from redis.exceptions import RedisError
+
+from pagestream.producer.embedded import find_server
+from pagestream.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -127,6 +139,93 @@ def test_the_dockerfile_runs_as_nobody_special_and_copies_what_exists() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_commands_are_commands_of_ours(name: str) -> None:
     """The real command line parses the words compose would run, up to the point of running."""
-    if importlib.util.find_spec("pagestream.producer.cli") is None:
-        pytest.skip("the command line is not there yet")
-    raise NotImplementedError
+    done = command_line(words_of(name), "--help")
+    assert done.returncode == 0, done.stderr
+    assert command_line(words_of(name), "--no-such-flag", "--help").returncode == 2
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_settings_are_settings_of_ours(name: str) -> None:
+    given = [key for key in SERVICES[name]["environment"] if key.startswith("PAGESTREAM_")]
+    assert "PAGESTREAM_REDIS_URL" in given
+    for key in given:
+        assert key.removeprefix("PAGESTREAM_").lower() in WorkerSettings.model_fields
+
+
+def test_a_worker_has_more_time_to_stop_than_it_takes() -> None:
+    drain_s = WorkerSettings.model_fields["grace"].default
+    workers = [service for name, service in SERVICES.items() if name.startswith("worker")]
+    assert len(workers) == 2
+    assert all(seconds(worker["stop_grace_period"]) >= drain_s + 15 for worker in workers)
+
+
+def words_of(name: str) -> list[str]:
+    return [substituted(word) for word in SERVICES[name]["command"]]
+
+
+def environment(url: str = "") -> dict[str, str]:
+    paths = os.pathsep.join(str(ROOT / room) for room in ("producer", "worker", "kernels"))
+    given = {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    return os.environ | given | ({"PAGESTREAM_REDIS_URL": url} if url else {})
+
+
+def ours(words: list[str]) -> list[str]:
+    """What the images' entry point makes of a command."""
+    main = "import sys; from pagestream.producer.cli import main; sys.exit(main())"
+    return [sys.executable, "-c", main, *words]
+
+
+def command_line(words: list[str], *more: str) -> subprocess.CompletedProcess[str]:
+    command = ours([words[0], *more])
+    if more[0] == "--help":
+        command = ours([*words, *more])
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+
+
+@contextmanager
+def process(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A process for the length of the block; its stderr is a pipe."""
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def test_what_compose_would_start_answers_a_prompt(tmp_path: Path) -> None:
+    """Every service of a plain `up`, as local processes: its own command, and its own settings."""
+    with ExitStack() as stack:
+        # Valkey's own command, with its port and files moved to where a test may have them.
+        socket = tmp_path / "redis.sock"
+        moved = ["--port 0", f"--unixsocket {socket}", f"--dir {tmp_path}"]
+        command = [find_server(), *SERVICES["redis"]["command"][1:], *moved, "--logfile log"]
+        stack.enter_context(process(command, dict(os.environ)))
+        url = f"unix://{socket}?db=0"
+        redis = stack.enter_context(Redis.from_url(url, decode_responses=True))
+        until_answers(redis)
+        for option, value in (
+            ("appendonly", "yes"),
+            ("maxmemory-policy", "noeviction"),
+            ("save", ""),
+        ):
+            assert redis.config_get(option) == {option: value}
+
+        # The producer may come first: the job waits.
+        producer = stack.enter_context(process(ours(words_of("producer")), environment(url)))
+        worker = stack.enter_context(process(ours(words_of("worker")), environment(url)))
+        _, said = producer.communicate(timeout=100)
+        assert producer.returncode == 0, said
+        worker.send_signal(signal.SIGTERM)
+        _, said = worker.communicate(timeout=30)
+        assert worker.returncode == 0, said
+
+
+def until_answers(redis: Redis) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            redis.ping()
+            return
+        except RedisError:
+            assert time.monotonic() < deadline, "the server did not come up"
+            time.sleep(0.02)
