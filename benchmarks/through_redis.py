@@ -35,11 +35,16 @@ def main() -> None:
     parser.add_argument("--workload", choices=sorted(WORKLOADS), default="nano")
     parser.add_argument("--requests", type=int, help="the first so many only")
     parser.add_argument("--output-tokens", type=int, help="at most so many a request")
+    parser.add_argument("--repeats", type=int, default=1, help="the fastest of so many runs")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--client", metavar="URL", help=argparse.SUPPRESS)
     arguments, worker_flags = parser.parse_known_args()
     if arguments.client:
-        print(json.dumps(asyncio.run(drive(arguments.client, workload(arguments)))))
+        runs = [
+            asyncio.run(drive(arguments.client, workload(arguments)))
+            for _ in range(arguments.repeats)
+        ]
+        print(json.dumps(min(runs, key=lambda figures: figures["wall_s"])))
         return
     figures = serve(arguments, worker_flags)
     for name, value in figures.items():
