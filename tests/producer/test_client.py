@@ -1,4 +1,4 @@
-"""The asyncio client against a real server and a stub worker that writes what a test can predict."""
+"""The asyncio client, against a real server and a stub worker whose words a test can predict."""
 
 import asyncio
 import threading
@@ -227,9 +227,13 @@ def test_a_failed_job_raises_what_the_worker_said(redis_url, queue_name, worker)
         async with AsyncClient(redis_url, queue=queue_name) as client:
             job = await client.submit("fail", seed=4)
             got = []
-            with pytest.raises(JobFailed, match="asked to fail") as caught:
+
+            async def read():
                 async for chunk in job.stream():
                     got.append(chunk)
+
+            with pytest.raises(JobFailed, match="asked to fail") as caught:
+                await read()
             assert caught.value.code == "stub_failure"
             assert joined(got) == answer(4, 2)
 
@@ -241,9 +245,8 @@ def test_a_job_nobody_takes_in_time_expires(redis_url, queue_name):
         async with AsyncClient(redis_url, queue=queue_name) as client:
             job = await client.submit("hi", queue_timeout_ms=1)
             await asyncio.sleep(0.005)
-            with StubWorker(redis_url, queue_name):
-                with pytest.raises(JobExpired):
-                    await asyncio.wait_for(job.result(), 10)
+            with StubWorker(redis_url, queue_name), pytest.raises(JobExpired):
+                await asyncio.wait_for(job.result(), 10)
 
     asyncio.run(run())
 
@@ -386,7 +389,10 @@ def test_tokens_that_redis_forgot_reach_no_reader_twice(redis_url, redis_client,
             with redis_client.pipeline(transaction=True) as pipeline:
                 pipeline.delete(key)
                 kept = [row("1-1", 0, 1, words[0]), row("1-2", 1, 2, words[1])]
-                again = [row("1-4", 2, 4, words[2] + words[3]), row("1-7", 4, 7, "".join(words[4:7]))]
+                again = [
+                    row("1-4", 2, 4, words[2] + words[3]),
+                    row("1-7", 4, 7, "".join(words[4:7])),
+                ]
                 for entry_id, fields in [*kept, *again, row("1-8", 7, 8, words[7])]:
                     pipeline.xadd(key, fields, id=entry_id)
                 end = {"event": "end", "choice": 0, "reason": "length", "text": ""}
