@@ -98,14 +98,17 @@ def generate(
         id=job_id or os.urandom(16).hex(),  # known before the submit: an interrupt may come in it
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    with _errors_as_sentences(), _client(redis_url, model, queue) as client:
-        with _cancelled_by_interrupt(client.job(options.get("id", ""))):
-            job = client.submit(text, **options)
-            if json:
-                sys.stdout.write(msgspec.json.encode(job.result()).decode() + "\n")
-            else:
-                _print(job, sys.stdout.write)
-                sys.stdout.write("\n")
+    with (
+        _errors_as_sentences(),
+        _client(redis_url, model, queue) as client,
+        _cancelled_by_interrupt(client.job(options.get("id", ""))),
+    ):
+        job = client.submit(text, **options)
+        if json:
+            sys.stdout.write(msgspec.json.encode(job.result()).decode() + "\n")
+        else:
+            _print(job, sys.stdout.write)
+            sys.stdout.write("\n")
 
 
 def chat(
