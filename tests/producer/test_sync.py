@@ -93,6 +93,15 @@ def test_a_reader_of_a_client_that_closes_is_told(redis_url, queue_name, worker)
             reading.result(20)
 
 
+def test_a_job_keeps_its_client(redis_url, queue_name, worker):
+    job = Client(redis_url, queue=queue_name).submit("hi", seed=1)
+    gc.collect()
+    assert job.result().ids == answer(1)[0]
+    del job
+    gc.collect()
+    assert client_threads() == []
+
+
 def test_a_forgotten_client_ends_its_thread(redis_url, queue_name):
     client = Client(redis_url, queue=queue_name)
     assert len(client_threads()) == 1
