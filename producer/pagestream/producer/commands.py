@@ -6,6 +6,7 @@ This module knows the client and the terminal: no Redis.
 """
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -94,17 +95,20 @@ def generate(
         stop=stop,
         ignore_eos=ignore_eos or None,
         lane=lane,
-        id=job_id,
+        id=job_id or os.urandom(16).hex(),  # known before the submit: an interrupt may come in it
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    with _errors_as_sentences(), _client(redis_url, model, queue) as client:
+    with (
+        _errors_as_sentences(),
+        _client(redis_url, model, queue) as client,
+        _cancelled_by_interrupt(client.job(options.get("id", ""))),
+    ):
         job = client.submit(text, **options)
-        with _cancelled_by_interrupt(job):
-            if json:
-                sys.stdout.write(msgspec.json.encode(job.result()).decode() + "\n")
-            else:
-                _print(job, sys.stdout.write)
-                sys.stdout.write("\n")
+        if json:
+            sys.stdout.write(msgspec.json.encode(job.result()).decode() + "\n")
+        else:
+            _print(job, sys.stdout.write)
+            sys.stdout.write("\n")
 
 
 def chat(

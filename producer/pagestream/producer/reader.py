@@ -32,6 +32,8 @@ BUFFERED_ENTRIES = 1_024
 """Entries a feed holds before its stream is left out of the next call."""
 BLOCK_MS = 1_000
 """The longest wait in one call, and how often silent streams are looked at."""
+ANSWER_MS = 5_000
+"""How long the server may take to answer, beyond the wait it was asked for."""
 RECONNECT_MS = 60_000
 """How long readers sit out an outage before they get `QueueUnavailable`."""
 
@@ -41,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 class Connection(Protocol):
     """The part of redis-py's asyncio connection that a line uses; RESP2, bytes out."""
+
+    socket_timeout: float | None
 
     async def connect(self) -> None: ...  # noqa: D102
     async def send_command(self, *args: Any) -> None: ...  # noqa: D102
@@ -119,7 +123,7 @@ class Reader:
         """Prepare a reader; it connects when there is something to read.
 
         Args:
-            connection: makes a connection whose socket timeout is longer than `BLOCK_MS`.
+            connection: makes a connection; the reader keeps the time itself.
             unblock: sends CLIENT UNBLOCK with a client id, over another connection.
             reconnect_ms: how long to sit out an outage.
         """
@@ -230,7 +234,8 @@ class _Line:
                         connection = self._make_connection()
                         client = await self._connect(connection)
                         down_since, pause_s = None, 0.02
-                    await self._read(connection, client)
+                    async with asyncio.timeout((BLOCK_MS + ANSWER_MS) / 1000):
+                        await self._read(connection, client)
                 except (RedisError, OSError) as error:
                     self._waiting_as = None
                     if connection is not None:
@@ -251,9 +256,13 @@ class _Line:
 
     async def _connect(self, connection: Connection) -> int:
         """Connect and return the client id; have all streams looked at: Redis may have changed."""
-        await connection.connect()
-        await connection.send_command("CLIENT", "ID")
-        client = int(await connection.read_response())
+        # redis-py would send under `asyncio.wait_for`, which can swallow a cancellation (before
+        # Python 3.12): then closing would wait for ever.
+        connection.socket_timeout = None
+        async with asyncio.timeout(ANSWER_MS / 1000):
+            await connection.connect()
+            await connection.send_command("CLIENT", "ID")
+            client = int(await connection.read_response())
         self._checked_at = 0.0
         for feeds in self._feeds.values():
             for feed in feeds:

@@ -9,26 +9,35 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from .client import TIMEOUT_MS, AsyncClient
-from .errors import PagestreamError
+from .errors import PagestreamError, QueueUnavailable
 from .job import AsyncJob, CancelOutcome, Chunk, JobStatus, Result, TokenStream
 from .keys import DEFAULT_TENANT
 from .protocol import ModelInfo
 from .reader import RECONNECT_MS
 from .request import QUEUE_LIMIT_JOBS, JobSpec, SubmitOptions
 
+GRACE_S = 0.2
+"""What a closing client gives the calls of other threads to end by themselves."""
+
 T = TypeVar("T")
 
 
 class _Loop:
-    """An event loop in a daemon thread; `run` is called from any other thread."""
+    """An event loop in a daemon thread; `run` is called from any other thread.
+
+    Invariant: what `run` has handed to the loop gets an answer, also when the loop is stopped.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.RLock()
+        self._stopping = False
         self._thread = threading.Thread(target=self._serve, name="pagestream-client", daemon=True)
         self._thread.start()
 
@@ -37,44 +46,63 @@ class _Loop:
 
         Raises:
             RuntimeError: the client is closed.
+            QueueUnavailable: the client was closed while this waited.
         """
-        if self._loop.is_closed():
-            coroutine.close()
-            raise RuntimeError("this client is closed")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._lock:
+            if self._stopping:
+                coroutine.close()
+                raise RuntimeError("this client is closed")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
+        except CancelledError:
+            raise QueueUnavailable("the client was closed while this waited") from None
         except BaseException:
             future.cancel()
             raise
 
-    def stop(self) -> None:
-        """End the thread; harmless twice."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.stop)
+    def stop(self, close: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Run `close` in the loop and end the thread; harmless twice."""
+        with self._lock:
+            if self._stopping:
+                return
+            self._stopping = True
+            asyncio.run_coroutine_threadsafe(self._finish(close), self._loop)
+        if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    async def _finish(self, close: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+        """Close, let what is under way end, cancel what does not, and end the loop."""
+        try:
+            if close is not None:
+                await close()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            if others:
+                _, late = await asyncio.wait(others, timeout=GRACE_S)
+                for task in late:
+                    task.cancel()
+                await asyncio.gather(*late, return_exceptions=True)
+        finally:
+            self._loop.stop()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_forever()
         finally:
-            for task in asyncio.all_tasks(self._loop):
-                task.cancel()
-                with contextlib.suppress(BaseException):
-                    self._loop.run_until_complete(task)
             self._loop.close()
 
 
 class Job:
     """One job of a queue: read it, ask after it, cancel it, delete it."""
 
-    def __init__(self, loop: _Loop, job: AsyncJob) -> None:
+    def __init__(self, loop: _Loop, job: AsyncJob, client: "Client") -> None:
         self.id = job.id
         self.attached = job.attached
         """Whether `submit` found the job already there, with the same payload."""
         self._loop = loop
         self._job = job
+        self._client = client  # whose thread ends when nobody refers to it
 
     def __repr__(self) -> str:
         return repr(self._job).replace("AsyncJob", "Job")
@@ -143,38 +171,41 @@ class Client:
         timeout_ms: int = TIMEOUT_MS,
         reconnect_ms: int = RECONNECT_MS,
     ) -> None:
-        loop = _Loop()
-        # Stops the thread of a client that was forgotten, too.
-        self._stop = weakref.finalize(self, loop.stop)
-        self._loop = loop
-        self._client = loop.run(
-            _make(
-                redis_url,
-                model=model,
-                queue=queue,
-                tenant=tenant,
-                queue_limit=queue_limit,
-                timeout_ms=timeout_ms,
-                reconnect_ms=reconnect_ms,
+        self._loop = _Loop()
+        try:
+            self._client = self._loop.run(
+                _make(
+                    redis_url,
+                    model=model,
+                    queue=queue,
+                    tenant=tenant,
+                    queue_limit=queue_limit,
+                    timeout_ms=timeout_ms,
+                    reconnect_ms=reconnect_ms,
+                )
             )
-        )
+        except BaseException:
+            self._loop.stop()
+            raise
+        # A client that is forgotten is closed, too.
+        self._close = weakref.finalize(self, self._loop.stop, self._client.aclose)
         self.queue = self._client.queue
 
     def submit(self, prompt: str | None = None, **options: Unpack[SubmitOptions]) -> Job:
         """Enqueue one job and return its handle, as `AsyncClient.submit` does."""
-        return Job(self._loop, self._loop.run(self._client.submit(prompt, **options)))
+        return self._handle(self._loop.run(self._client.submit(prompt, **options)))
 
     def submit_many(self, jobs: Iterable[str | JobSpec]) -> list[Job | PagestreamError]:
         """Enqueue many jobs in few round trips: a handle or an error each, in order."""
         outcomes = self._loop.run(self._client.submit_many(jobs))
         return [
-            Job(self._loop, outcome) if isinstance(outcome, AsyncJob) else outcome
+            self._handle(outcome) if isinstance(outcome, AsyncJob) else outcome
             for outcome in outcomes
         ]
 
     def job(self, job_id: str) -> Job:
         """Return the handle of a job that some client has submitted; nothing is asked yet."""
-        return Job(self._loop, self._client.job(job_id))
+        return self._handle(self._client.job(job_id))
 
     def models(self) -> list[ModelInfo]:
         """Return what the queue's live workers serve."""
@@ -182,9 +213,10 @@ class Client:
 
     def close(self) -> None:
         """Close the connections and end the thread; harmless twice."""
-        if self._stop.alive:
-            self._loop.run(self._client.aclose())
-            self._stop()
+        self._close()
+
+    def _handle(self, job: AsyncJob) -> Job:
+        return Job(self._loop, job, self)
 
     def __enter__(self) -> Self:
         return self
