@@ -256,7 +256,8 @@ def declared(*extras: str) -> set[str]:
 
 
 def undeclared(files: list[Path], names: set[str]) -> list[str]:
-    known = {*sys.stdlib_module_names, "pagestream"}
+    beside_the_rooms = {path.name for room in ROOMS for path in (ROOT / room).iterdir()}
+    known = {*sys.stdlib_module_names, "pagestream"} | beside_the_rooms
     missing = set()
     for path in files:
         siblings = {p.stem for p in path.parent.rglob("*.py")} | {

@@ -65,7 +65,10 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pagestream-demo-")))
         url = arguments.redis_url or stack.enter_context(EmbeddedRedis()).url
-        console.print(f"[dim]redis    {'given' if arguments.redis_url else 'embedded'}: {url}[/]")
+        console.print(
+            f"[dim]redis    {'given' if arguments.redis_url else 'embedded'}: {url}[/]",
+            soft_wrap=True,
+        )
         began = time.monotonic()
         log = folder / "worker.log"
         process = stack.enter_context(worker(arguments.model, url, log))

@@ -105,10 +105,10 @@ async def follow(client: AsyncClient, request: Request, max_tokens: int, plain: 
 async def watch(board: Board, url: str, queue: str) -> None:
     """Read the workers' heartbeats until cancelled, for the use of the KV cache."""
     keys = Keys(queue)
-    async with Redis.from_url(url) as redis:
+    async with Redis.from_url(url, decode_responses=True) as redis:
         while True:
             for worker, info in (await redis.hgetall(keys.model)).items():
-                beat = await redis.get(keys.heartbeat(worker.decode()))
+                beat = await redis.get(keys.heartbeat(str(worker)))
                 note_kv(board, json.loads(info)["kv_tokens"], json.loads(beat or "{}"))
             await asyncio.sleep(0.1)
 
@@ -203,7 +203,7 @@ def summary(board: Board) -> Table:
     if board.kv_waste is not None:
         table.add_row(
             "KV cache",
-            f"{board.kv_used:.1%} of the blocks in use at most, {board.kv_waste:.1%} wasted",
+            f"{board.kv_used:.1%} in use at most, {board.kv_waste:.1%} of that empty",
         )
     return table
 
@@ -213,8 +213,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--redis-url", required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--requests", type=int, default=24)
-    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--requests", type=int, default=48)
+    parser.add_argument("--max-tokens", type=int, default=128)
     arguments = parser.parse_args()
     console = Console(highlight=False)
     board = asyncio.run(run(arguments, console))

@@ -42,4 +42,4 @@ def test_the_demo_answers_every_prompt_and_sums_up(tmp_path: Path) -> None:
     worker = re.search(r"pid (\d+)", done.stdout)
     assert worker
     assert not Path("/proc", worker[1]).exists(), "the worker outlived the demo"
-    assert list(tmp_path.iterdir()) == [], "the demo left files behind"
+    assert list(tmp_path.glob("pagestream-*")) == [], "the demo left files behind"
