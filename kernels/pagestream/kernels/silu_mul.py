@@ -23,7 +23,8 @@ def silu_mul_reference(gate_up: Tensor) -> Tensor:
     """
     gate, up = gate_up.chunk(2, dim=-1)
     wide = gate.float()
-    return (wide / (torch.exp(-wide) + 1.0)).to(gate.dtype) * up
+    divisor = wide.neg().exp_().add_(1.0)
+    return torch.div(wide, divisor, out=divisor).to(gate.dtype) * up
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

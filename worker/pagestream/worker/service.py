@@ -75,8 +75,10 @@ def _leave_a_core() -> None:
     """
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+    threads = torch.get_num_threads()
+    # With two cores the second one is worth more to the model, as long as nobody else wants it.
+    if "OMP_NUM_THREADS" not in os.environ and threads > 2:
+        torch.set_num_threads(threads - 1)
 
 
 def run_worker(
