@@ -4,7 +4,7 @@ On a GPU this is cuBLAS. On a CPU the BLAS picks another order of summation for 
 another again where it splits a long sum between threads (seen from K = 864 on, at 57 rows or more):
 rows then differ by about 1e-6 with the size of the batch, enough to change a sampled token. So on
 the CPU few rows are padded to 16, and the sum runs over slices of 512 in a fixed order, which
-measured bit-equal from 1 to 8,192 rows on 1, 2, 4 and 8 threads. The module knows nothing of what
+measured bit-equal from 1 to 2,048 rows on 1, 2, 4 and 8 threads. The module knows nothing of what
 the weights mean.
 """
 
