@@ -141,6 +141,9 @@ def test_the_only_queue_is_found(own_server):
             several = pagestream("generate", "hi", "--redis-url", server.url)
             assert several.returncode == 2
             assert "first, second" in several.stderr
+        # A queue whose worker has gone is not a choice.
+        again = pagestream("generate", "hi", "--seed", "1", "--redis-url", server.url)
+        assert again.stdout == answer(1)[1] + "\n"
 
 
 @pytest.mark.parametrize(

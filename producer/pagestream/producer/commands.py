@@ -210,7 +210,7 @@ def _client(redis_url: str | None, model: str | None, queue: str | None) -> Clie
 
 
 def _only_queue(url: str) -> str:
-    """Return the name of the only queue there is.
+    """Return the name of the only queue that is served now.
 
     Raises:
         InvalidRequest: there are several.
@@ -220,15 +220,19 @@ def _only_queue(url: str) -> str:
     async def ask() -> list[str]:
         store = JobStore(url, Keys("?"), timeout_ms=TIMEOUT_MS, reconnect_ms=TIMEOUT_MS)
         try:
-            return await store.queues()
+            return await store.served_queues()
         finally:
             await store.aclose()
 
     names = asyncio.run(ask())
     if not names:
-        raise UnknownModel("no worker has served a model on this Redis yet: start one, or --model")
+        raise UnknownModel(
+            "no worker serves a model on this Redis now: start one, or name the --model"
+        )
     if len(names) > 1:
-        raise InvalidRequest(f"there are several queues; choose one by --model: {', '.join(names)}")
+        raise InvalidRequest(
+            f"several models are served; choose one by --model: {', '.join(names)}"
+        )
     return names[0]
 
 

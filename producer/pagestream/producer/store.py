@@ -141,10 +141,17 @@ class JobStore:
 
     async def models(self) -> list[ModelInfo]:
         """Return what the queue's live workers serve."""
-        infos: dict[bytes, bytes] = await self._calls.command("HGETALL", self.keys.model)
+        return await self._models_of(self.keys)
+
+    async def served_queues(self) -> list[str]:
+        """Return the names of the queues that live workers serve, on this whole server."""
+        names = [name.decode() for name in await self._calls.command("SMEMBERS", QUEUES)]
+        return sorted([name for name in names if await self._models_of(Keys(name))])
+
+    async def _models_of(self, keys: Keys) -> list[ModelInfo]:
+        infos: dict[bytes, bytes] = await self._calls.command("HGETALL", keys.model)
         alive = [
-            await self._calls.command("EXISTS", self.keys.heartbeat(worker.decode()))
-            for worker in infos
+            await self._calls.command("EXISTS", keys.heartbeat(worker.decode())) for worker in infos
         ]
         found: list[ModelInfo] = []
         for info, is_alive in zip(infos.values(), alive, strict=True):
@@ -153,10 +160,6 @@ class JobStore:
             except msgspec.MsgspecError:
                 continue  # a newer worker describes itself differently: no early checks against it
         return found
-
-    async def queues(self) -> list[str]:
-        """Return the names of the queues that have had a worker."""
-        return sorted(name.decode() for name in await self._calls.command("SMEMBERS", QUEUES))
 
     def feed(self, job_id: str, after: str | None) -> Feed:
         """Open a reader of a job's reply on a shared connection."""
