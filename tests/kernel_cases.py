@@ -33,6 +33,15 @@ on_every_path = pytest.mark.parametrize(
     ],
 )
 
+on_every_device = pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cpu", id="reference"),
+        pytest.param("cpu", id="interpreted", marks=pytest.mark.interpreter),
+        pytest.param("cuda", id="gpu", marks=pytest.mark.gpu),
+    ],
+)
+
 
 def assert_matches(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     """Compare with the oracle, at what `dtype` can hold."""
@@ -241,7 +250,7 @@ def check_batch_layout(op: Op, device: str) -> None:
 
     layout = op(
         ints(rows), ints(starts), ints(bounds), ints(host_ids),
-        torch.tensor(from_device, device=device), ints(last_token), ints(table), 16,
+        ints(from_device), ints(last_token), ints(table), 16,
     )  # fmt: skip
     tokens = [
         (
