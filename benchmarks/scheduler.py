@@ -9,7 +9,7 @@ import argparse
 import statistics
 import time
 
-from workloads import nano, share
+from workloads import WORKLOADS
 
 from pagestream.worker.config import BLOCK_TOKENS
 from pagestream.worker.engine.blocks import BlockPool
@@ -20,7 +20,7 @@ from pagestream.worker.messages import Sampling
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workload", choices=("nano", "share"), default="nano")
+    parser.add_argument("--workload", choices=sorted(WORKLOADS), default="nano")
     parser.add_argument("--max-running", type=int, default=256)
     parser.add_argument("--max-step-tokens", type=int, default=8192)
     parser.add_argument("--num-blocks", type=int, default=50_000)
@@ -30,7 +30,7 @@ def main() -> None:
         max_running=arguments.max_running,
         max_step_tokens=arguments.max_step_tokens,
     )
-    workload = {"nano": nano, "share": share}[arguments.workload]()
+    workload = WORKLOADS[arguments.workload]()
     for index, (prompt, output_tokens) in enumerate(workload):
         scheduler.add(Request(f"r{index}", prompt, Sampling(max_tokens=output_tokens)))
     step_us: list[float] = []

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from workloads import Workload, nano, share, small
+from workloads import WORKLOADS, Workload
 
 from pagestream.producer import AsyncClient, AsyncJob, Chunk, SamplingParams
 from pagestream.producer.connection import connect
@@ -25,7 +25,6 @@ from pagestream.producer.embedded import EmbeddedRedis
 from pagestream.producer.keys import Keys
 
 QUEUE = "bench"
-WORKLOADS = {"nano": nano, "share": share, "small": small}
 READY_S = 600
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
-from workloads import Workload, nano, share, small
+from workloads import WORKLOADS, Workload
 
 from pagestream.worker.models.hub import resolve
 
@@ -22,12 +22,12 @@ from pagestream.worker.models.hub import resolve
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--workload", choices=("nano", "share", "small"), default="small")
+    parser.add_argument("--workload", choices=sorted(WORKLOADS), default="small")
     parser.add_argument("--requests", type=int, help="the first so many only")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
-    requests = {"nano": nano, "share": share, "small": small}[arguments.workload]()
+    requests = WORKLOADS[arguments.workload]()
     requests = requests[: arguments.requests]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32

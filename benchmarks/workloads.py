@@ -1,6 +1,7 @@
 """The workloads that figures are measured on: lists of (prompt token ids, output tokens)."""
 
 import random
+from collections.abc import Callable
 
 Workload = list[tuple[list[int], int]]
 
@@ -35,3 +36,6 @@ def small(vocab: int = 4_000, n: int = 64, seed: int = 2) -> Workload:
     prompts = [[rng.randint(10, vocab) for _ in range(rng.randint(16, 128))] for _ in range(n)]
     outputs = [rng.randint(16, 128) for _ in range(n)]
     return list(zip(prompts, outputs, strict=True))
+
+
+WORKLOADS: dict[str, Callable[[], Workload]] = {"nano": nano, "share": share, "small": small}

@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 
 from pagestream.producer.errors import InvalidRequest
-from pagestream.producer.protocol import FinishReason, ModelInfo, Payload, encode_payload
+from pagestream.producer.protocol import FinishReason, Payload, encode_payload
 from pagestream.producer.sampling import SamplingParams
 
 from .config import EngineConfig
@@ -19,7 +19,7 @@ from .engine.engine import Engine, build_engine
 from .messages import Add, Output
 from .models.hub import generation_defaults, resolve
 from .queue.detokenizer import Detokenizer
-from .queue.intake import Intake
+from .queue.intake import Intake, model_info
 from .queue.tokenizer import Tokenizer
 
 Prompt = str | list[int]
@@ -62,16 +62,7 @@ class LLM:
         directory = resolve(config.model, config.revision, weights=False)
         tokenizer = Tokenizer.load(directory)
         self.engine: Engine = build_engine(config, progress)
-        ready = self.engine.ready()
-        info = ModelInfo(
-            name=config.model,
-            context_tokens=ready.max_model_tokens,
-            vocab_size=ready.vocab_size,
-            has_tokenizer=tokenizer is not None,
-            has_chat_template=tokenizer is not None and tokenizer.has_chat_template,
-            max_running=ready.max_running,
-            kv_tokens=(ready.num_blocks - 1) * ready.block_tokens,
-        )
+        info = model_info(config.model, self.engine.ready(), tokenizer)
         self._intake = Intake(tokenizer, info, generation_defaults(directory))
 
     def generate(

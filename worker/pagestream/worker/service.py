@@ -31,7 +31,7 @@ from .models.hub import generation_defaults, resolve
 from .process import EXIT_CONFIG, Died, EngineLike, EngineProcess
 from .queue.backoff import Patience, RedisGone
 from .queue.inbox import Inbox
-from .queue.intake import Intake, IntakeThread
+from .queue.intake import Intake, IntakeThread, model_info
 from .queue.lease import Lease
 from .queue.loop import EngineLost, QueueLoop, StopFlag
 from .queue.tokenizer import Tokenizer
@@ -143,7 +143,7 @@ def _serve(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: Engin
     tokenizer = Tokenizer.load(directory)
     defaults = generation_defaults(directory)
     ready = _wait_until_ready(inbox, stop)
-    info = _model_info(keys.queue, ready, tokenizer)
+    info = model_info(keys.queue, ready, tokenizer)
 
     patience = Patience(lambda: LAST_WORD_S if stop.now else settings.redis_patience)
     lease = Lease(redis, keys, worker)
@@ -190,18 +190,6 @@ def _wait_until_ready(inbox: Inbox, stop: StopFlag) -> Ready:
                 status = BAD_CONFIG if event.exit_code == EXIT_CONFIG else ENGINE_FAILED
                 raise _Exit(status, message or f"the engine process ended ({event.exit_code})")
     raise _Exit(OK, "stopped before the engine was ready")
-
-
-def _model_info(name: str, ready: Ready, tokenizer: Tokenizer | None) -> ModelInfo:
-    return ModelInfo(
-        name=name,
-        context_tokens=ready.max_model_tokens,
-        vocab_size=ready.vocab_size,
-        has_tokenizer=tokenizer is not None,
-        has_chat_template=tokenizer is not None and tokenizer.has_chat_template,
-        max_running=ready.max_running,
-        kv_tokens=(ready.num_blocks - 1) * ready.block_tokens,  # block 0 is nobody's
-    )
 
 
 def _banner(worker: str, info: ModelInfo, ready: Ready) -> str:

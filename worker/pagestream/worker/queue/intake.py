@@ -16,7 +16,7 @@ from pagestream.producer.errors import InvalidRequest, PagestreamError, UnknownM
 from pagestream.producer.protocol import Entry, ModelInfo, Payload, decode_payload
 from pagestream.producer.sampling import SamplingParams
 
-from ..messages import Sampling
+from ..messages import Ready, Sampling
 from .backoff import RedisGone
 from .calls import Claim
 from .detokenizer import Detokenizer
@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Number = TypeVar("Number", int, float)
+
+
+def model_info(name: str, ready: Ready, tokenizer: Tokenizer | None) -> ModelInfo:
+    """Return what an engine that is ready serves under `name`: intake checks against it."""
+    return ModelInfo(
+        name=name,
+        context_tokens=ready.max_model_tokens,
+        vocab_size=ready.vocab_size,
+        has_tokenizer=tokenizer is not None,
+        has_chat_template=tokenizer is not None and tokenizer.has_chat_template,
+        max_running=ready.max_running,
+        kv_tokens=(ready.num_blocks - 1) * ready.block_tokens,  # block 0 is nobody's
+    )
 
 
 class Prepared(NamedTuple):
