@@ -29,6 +29,7 @@ from pagestream.kernels import (
     decode_attention,
     linear,
     prefill_attention,
+    query_tiles,
     rms_norm,
     rope_and_cache,
     sample,
@@ -184,13 +185,22 @@ def prefill_attention_case(seqs: int, q_len: int, before: int, heads: int, kv_he
         cache = paged(seqs, kv_len, kv_heads)
         q, rows = randn(seqs * q_len, heads, HEAD_DIM), ints(range(seqs))
         cu_q, lens = ints(range(0, seqs * q_len + 1, q_len)), ints([kv_len] * seqs)
-        return lambda: prefill_attention(q, *cache, rows, cu_q, lens, 0.09, max_q_len=q_len)
+        return lambda: prefill_attention(q, *cache, rows, cu_q, lens, 0.09)
 
     # Query i sees before + i + 1 keys; each costs two products of head_dim.
     pairs = seqs * (q_len * before + q_len * (q_len + 1) // 2)
     moved = 4 * seqs * (kv_len * kv_heads + q_len * heads) * HEAD_DIM
     shape = f"{seqs} x {q_len} after {before}, {heads}/{kv_heads}"
     return Case("prefill_attention", shape, make, moved, moved, flops=4 * pairs * heads * HEAD_DIM)
+
+
+def query_tiles_case(seqs: int, q_len: int) -> Case:
+    def make() -> Launch:
+        q, cu_q = randn(seqs * q_len, 32, HEAD_DIM), ints(range(0, seqs * q_len + 1, q_len))
+        return lambda: query_tiles(q, 8, cu_q)
+
+    moved = seqs * (q_len // 32 + 1) * 8
+    return Case("query_tiles", f"{seqs} x {q_len}", make, moved, moved)
 
 
 def linear_case(tokens: int, name: str, inputs: int, outputs: int) -> Case:
@@ -256,6 +266,7 @@ def cases() -> Iterator[Case]:
         yield rope_and_cache_case(n, heads, kv_heads, norm)
     yield from (decode_attention_case(*shape, *heads) for shape, heads in product(DECODE, HEADS))
     yield from (prefill_attention_case(*shape, *heads) for shape, heads in product(PREFILL, HEADS))
+    yield from (query_tiles_case(*shape) for shape in ((16, 512), (256, 32)))
     yield from (linear_case(n, *weight) for n, weight in product((1, 16, 64, 256), WEIGHTS))
     yield from (batch_layout_case(*shape) for shape in ((1, 1), (256, 1), (16, 512), (1, 8192)))
     yield from (sample_case(n, 128256, columns) for n, columns in product((1, 64, 256), DRAWS))

@@ -136,7 +136,7 @@ def check_decode(
     for i in range(seqs):
         expected = attention(q[i : i + 1].cpu(), cache.keys[i], cache.values[i], 0.3, window)
         assert_matches(out[i : i + 1], expected, dtype)
-    assert (out[seqs] == 0).all(), "an empty sequence gives zeros"
+    assert (out[seqs] == 7).all(), "an empty sequence is skipped"
     assert (out[seqs + 1] == 7).all(), "tokens past the sequences are left alone"
 
 
@@ -156,10 +156,7 @@ def check_prefill(
     q = randn(int(bounds[-1]) + 2, heads, head_dim, dtype=dtype, device=device, seed=1)
     out = torch.full_like(q, 7.0)
     cu_q = bounds.int().to(device)
-    longest = max(new for new, _ in lens)
-    op(
-        q, *cache[:4], cu_q, cache.kv_lens, 0.3, window=window, max_q_len=longest + 9, out=out
-    )  # fmt: skip
+    op(q, *cache[:4], cu_q, cache.kv_lens, 0.3, window=window, out=out)
     for i in range(len(lens)):
         own = slice(int(bounds[i]), int(bounds[i + 1]))
         expected = attention(q[own].cpu(), cache.keys[i], cache.values[i], 0.3, window)
@@ -265,4 +262,6 @@ def check_batch_layout(op: Op, device: str) -> None:
     ] + [(0, 0, 0)] * padding
     assert list(zip(*(t.tolist() for t in layout[:3]), strict=True)) == tokens
     assert layout.kv_lens.tolist() == [s + n for s, n in zip(starts, q_lens, strict=True)]
-    assert [t.dtype for t in layout] == [torch.int32, torch.int32, torch.int64, torch.int32]
+    assert layout.decode_lens.tolist() == [37, 0, 0, 0, 41]
+    assert [t.dtype for t in layout[:3]] == [torch.int32, torch.int32, torch.int64]
+    assert layout.kv_lens.dtype == layout.decode_lens.dtype == torch.int32

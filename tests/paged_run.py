@@ -52,6 +52,7 @@ class PagedRun:
             cu_q.append(cu_q[-1] + len(ids))
             self.lengths[row] += len(ids)
         kv_lens = [self.lengths[row] for row in pieces]
+        decode_lens = [self.lengths[row] * (row in decodes) for row in pieces]
         return ForwardInputs(
             input_ids=torch.tensor([i for ids in pieces.values() for i in ids], dtype=torch.int32),
             positions=torch.tensor(positions, dtype=torch.int32),
@@ -59,10 +60,12 @@ class PagedRun:
             rows=torch.tensor(list(pieces), dtype=torch.int32),
             cu_q=torch.tensor(cu_q, dtype=torch.int32),
             kv_lens=torch.tensor(kv_lens, dtype=torch.int32),
+            decode_lens=torch.tensor(decode_lens, dtype=torch.int32),
+            prefill_cu_q=torch.tensor(cu_q, dtype=torch.int32).clamp(min=len(decodes)),
             block_table=self.block_table,
             prompt_lens=self.prompt_lens,
-            num_decodes=len(decodes),
-            max_q_len=max((len(ids) for ids in prefills.values()), default=1),
+            has_decodes=bool(decodes),
+            max_prefills=len(prefills),
             max_kv_len=max(kv_lens),
         )
 

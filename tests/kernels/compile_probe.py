@@ -50,7 +50,7 @@ def decode(heads: int, kv_heads: int, head_dim: int, seqs: int = 64, **options: 
 def prefill(heads: int, kv_heads: int, head_dim: int, **options: Any) -> None:
     k, v, table, ids = attention_args(heads, kv_heads, head_dim)
     q, cu_q = torch.empty(64, heads, head_dim, dtype=BF16), torch.zeros(5, dtype=torch.int32)
-    prefill_attention(q, k, v, table, ids, cu_q, ids.clone(), 0.1, max_q_len=512, **options)
+    prefill_attention(q, k, v, table, ids, cu_q, ids.clone(), 0.1, **options)
 
 
 def rope(heads: int, kv_heads: int, head_dim: int, *, norm: bool) -> None:

@@ -1,12 +1,10 @@
-import sys
+from functools import partial
 
 import pytest
 import torch
 from kernel_cases import check_decode, on_every_path, paged, randn
 
-from pagestream.kernels import decode_attention
-
-module = sys.modules["pagestream.kernels.decode_attention"]
+from pagestream.kernels import FIXED_SPLITTING, Splitting, decode_attention
 
 
 @on_every_path
@@ -26,15 +24,32 @@ def test_window(device, dtype, window):
 
 @on_every_path
 @pytest.mark.parametrize("window", [None, 300, 1500])
-def test_several_splits(device, dtype, window, monkeypatch):
-    monkeypatch.setattr(module, "_MIN_SPLIT_TOKENS", 128)
+def test_several_splits(device, dtype, window):
+    op = partial(decode_attention, splitting=Splitting(128, 16))
     # One split; two; the last split nearly empty; longer splits, because 16 are the most there are.
-    check_decode(decode_attention, [100, 256, 385, 2100], 2, 1, 32, device, dtype, window)
+    check_decode(op, [100, 256, 385, 2100], 2, 1, 32, device, dtype, window)
 
 
 @on_every_path
-def test_splits_as_they_are_shipped(device, dtype):
-    check_decode(decode_attention, [1030, 9], 2, 1, 32, device, dtype)
+@pytest.mark.parametrize("splitting", [None, FIXED_SPLITTING])
+def test_splits_as_they_are_shipped(device, dtype, splitting):
+    op = partial(decode_attention, splitting=splitting)
+    check_decode(op, [1030, 9, 129], 2, 1, 32, device, dtype)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cpu", marks=pytest.mark.interpreter),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ],
+)
+def test_arrivals_are_zeros_again(device):
+    arrivals = torch.zeros(40, dtype=torch.int32, device=device)
+    op = partial(decode_attention, splitting=Splitting(64, 8), arrivals=arrivals)
+    for _ in range(2):
+        check_decode(op, [300, 9, 129], 4, 2, 32, device, torch.float16)
+        assert not arrivals.any()
 
 
 def batch(kv_lens, heads=4, kv_heads=2, head_dim=64, device="cpu", dtype=torch.float32):
@@ -43,9 +58,9 @@ def batch(kv_lens, heads=4, kv_heads=2, head_dim=64, device="cpu", dtype=torch.f
     return q, cache
 
 
-def alone(q, cache, i, window=None, longer=0):
+def alone(q, cache, i, window=None, longer=0, op=decode_attention):
     pick = slice(i, i + 1)
-    return decode_attention(
+    return op(
         q[pick], *cache[:3], cache.rows[pick], cache.kv_lens[pick], 0.1,
         window=window, max_kv_len=int(cache.kv_lens[i]) + longer,
     )  # fmt: skip
@@ -67,10 +82,11 @@ def test_a_sequence_knows_no_other_sequence(heads, kv_heads, window):
 def test_a_sequence_knows_no_other_sequence_on_the_gpu():
     lens = [*MIXED, 1025, 5000, 20000]
     q, cache = batch(lens, 32, 8, 128, "cuda", torch.bfloat16)
-    whole = decode_attention(q, *cache[:5], 0.1, max_kv_len=max(lens))
+    op = partial(decode_attention, splitting=FIXED_SPLITTING)
+    whole = op(q, *cache[:5], 0.1, max_kv_len=max(lens))
     for i in (0, 10, 63, 64, 65, 66):
         for longer in (0, 30000):
-            assert torch.equal(alone(q, cache, i, longer=longer)[0], whole[i])
+            assert torch.equal(alone(q, cache, i, longer=longer, op=op)[0], whole[i])
 
 
 @pytest.mark.gpu

@@ -17,6 +17,8 @@ from kernel_cases import (
 )
 from sampling_cases import check_sample
 
+from pagestream.kernels import Splitting
+
 CPU = {"device": "cpu", "dtype": torch.float32}
 norm = partial(check_rms_norm, tokens=3, hidden=100, residual=True, **CPU)
 silu = partial(check_silu_mul, tokens=2, intermediate=50, **CPU)
@@ -47,13 +49,15 @@ MISTAKES = [
     ("batch_layout", layout, "position = start + token - begin", "position = start + token"),
     ("batch_layout", layout, "tl.where(on_device, newest, host_id)", "host_id"),
     ("batch_layout", layout, "row * block_table_stride", "seq * block_table_stride"),
-    ("batch_layout", layout, "start + end - begin)", "start + end - begin - 1)"),
+    ("batch_layout", layout, "kv_len = start + end - begin", "kv_len = start + end - begin - 1"),
     ("decode_attention", decode, "inside = keys < end", "inside = keys < end - 1"),
     ("decode_attention", decode, "inside = keys < end", "inside = keys < end + 1"),
     ("decode_attention", decode, "acc = acc * shrink[:, None]", "acc = acc"),
     ("decode_attention", decode, "head = kv_head * GROUP + group", "head = kv_head + group * GROUP"),
     ("decode_attention", decode, "tl.load(rows_ptr + seq)", "tl.load(rows_ptr)"),
     ("decode_attention", decode, "top + tl.log2(total)", "top"),
+    ("decode_attention", decode, "== splits - 1", "== splits"),
+    ("decode_attention", decode, "member in tl.static_range(GROUP)", "member in tl.static_range(1)"),
     ("decode_attention", decode, "partial * weights[:, None]", "partial"),
     ("decode_attention", decode, "tl.minimum((first + at_split + 1) * split_tokens, kv_len)", "kv_len"),
     ("decode_attention", windowed, "(keys >= first_key)", "(keys >= first_key - 1)"),
@@ -98,11 +102,10 @@ def altered(name, was, becomes, folder, monkeypatch):
         monkeypatch.setitem(
             sys.modules, f"{package}._paged", load(sys.modules[f"{package}._paged"], was, becomes)
         )
-        was = becomes = "_MIN_SPLIT_TOKENS = 1024"
+        was = becomes = "_TILE = 64"
     made = load(op_module, was, becomes)
-    if hasattr(made, "_MIN_SPLIT_TOKENS"):
-        monkeypatch.setattr(made, "_MIN_SPLIT_TOKENS", 128)
-    return getattr(made, op_module.__name__.rpartition(".")[2])
+    op = getattr(made, op_module.__name__.rpartition(".")[2])
+    return partial(op, splitting=Splitting(128, 16)) if hasattr(made, "Splitting") else op
 
 
 @pytest.mark.interpreter

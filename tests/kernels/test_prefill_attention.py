@@ -1,8 +1,9 @@
 import pytest
 import torch
-from kernel_cases import check_prefill, on_every_path, paged, randn
+from kernel_cases import check_prefill, on_every_device, on_every_path, paged, randn
 
-from pagestream.kernels import prefill_attention
+from pagestream.kernels import prefill_attention, query_tiles
+from pagestream.kernels._triton import KERNELS_ON_CPU
 
 RAGGED = [(1, 1), (20, 37), (64, 64), (1, 100), (33, 161)]
 
@@ -36,9 +37,30 @@ def attend(q, cache, members, q_lens, window=None):
     device = q.device
     cu_q = torch.tensor([0, *q_lens], device=device).cumsum(0).int()
     rows, kv_lens = (torch.stack([t[i] for i in members]) for t in (cache.rows, cache.kv_lens))
-    return prefill_attention(
-        q, *cache[:3], rows, cu_q, kv_lens, 0.1, window=window, max_q_len=max(q_lens)
-    )
+    return prefill_attention(q, *cache[:3], rows, cu_q, kv_lens, 0.1, window=window)
+
+
+@on_every_path
+def test_tiles_made_before_and_more_than_there_are(device, dtype):
+    def op(q, *others, **options):
+        tiles = query_tiles(q, 1, others[4], max_seqs=9)
+        return prefill_attention(q, *others, tiles=tiles, **options)
+
+    check_prefill(op, [(0, 5), (1, 1), (150, 161), (0, 9), (70, 70)], 2, 1, 32, device, dtype)
+
+
+@on_every_device
+def test_query_tiles_cover_every_query_once(device):
+    lens = [0, 1, 0, 64, 65, *[0] * 300, 200]
+    cu_q = torch.tensor([5, *lens], device=device).cumsum(0).int()
+    q = torch.zeros(5 + sum(lens), 4, 32, device=device)
+    tiles = query_tiles(q, 2, cu_q, max_seqs=4).tolist()
+    if device == "cpu" and not KERNELS_ON_CPU:
+        assert tiles == []
+        return
+    used = [(seq, query) for seq, query in tiles if query < lens[seq]]
+    assert used == [(i, first) for i, n in enumerate(lens) for first in range(0, n, 64)]
+    assert used == [(seq, query) for seq, query in tiles[: len(used)]]
 
 
 @pytest.mark.parametrize("window", [None, 100])
@@ -84,6 +106,4 @@ def test_a_sequence_without_tokens_is_skipped():
 def test_refuses_bounds_of_another_length():
     cache, ids = torch.zeros(2, 16, 1, 32), torch.zeros(1, dtype=torch.int32)
     with pytest.raises(AssertionError, match="cu_q"):
-        prefill_attention(
-            torch.zeros(1, 1, 32), cache, cache, ids[None], ids, ids, ids, 1.0, max_q_len=1
-        )
+        prefill_attention(torch.zeros(1, 1, 32), cache, cache, ids[None], ids, ids, ids, 1.0)

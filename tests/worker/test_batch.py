@@ -1,6 +1,6 @@
 import torch
 
-from pagestream.worker.engine.batch import Batch
+from pagestream.worker.engine.batch import Batch, StepShape
 from pagestream.worker.engine.request import Request
 from pagestream.worker.engine.scheduler import Plan, Work
 from pagestream.worker.messages import Sampling
@@ -22,6 +22,13 @@ def request(name, prompt, row, blocks) -> Request:
     return made
 
 
+def staged(made: Batch, plan: Plan, shape: StepShape | None = None):
+    """The inputs of a step, padded to `shape` if that is larger."""
+    shape = shape or StepShape.of(plan)
+    made.stage(plan, shape)
+    return made.inputs(shape)
+
+
 def test_a_mixed_step_becomes_tensors():
     made = batch()
     decode, prefill = request("d", [7] * 20, 2, [5, 3]), request("p", list(range(40)), 0, [9, 1, 4])
@@ -32,8 +39,8 @@ def test_a_mixed_step_becomes_tensors():
     )
     assert made.admit(plan.admitted).tolist() == [2, 0]
     made.keep_drawn(torch.tensor([2], dtype=torch.int32), torch.tensor([77], dtype=torch.int32))
-    shape = made.stage(plan)
-    inputs = made.inputs(shape)
+    assert StepShape.of(plan) == StepShape(2, 4, True, 1, 21)
+    inputs = staged(made, plan)
     assert inputs.input_ids.tolist() == [77, 16, 17, 18]
     assert inputs.positions.tolist() == [20, 16, 17, 18]
     assert inputs.slot_mapping.tolist() == [3 * 16 + 4, 16, 17, 18]
@@ -41,16 +48,32 @@ def test_a_mixed_step_becomes_tensors():
     assert inputs.kv_lens.tolist() == [21, 19]
     assert inputs.rows.tolist() == [2, 0]
     assert inputs.prompt_lens[[2, 0]].tolist() == [20, 40]
-    assert (inputs.num_decodes, inputs.max_q_len, inputs.max_kv_len) == (1, 3, 21)
+    assert inputs.decode_lens.tolist() == [21, 0]
+    assert inputs.prefill_cu_q.tolist() == [1, 1, 4]
+    assert (inputs.has_decodes, inputs.max_prefills, inputs.max_kv_len) == (True, 1, 21)
+
+
+def test_a_mixed_step_in_a_larger_shape_pads_with_nobody():
+    made = batch()
+    decode, prefill = request("d", [7] * 20, 2, [5, 3]), request("p", list(range(40)), 0, [9, 1, 4])
+    made.admit([decode, prefill])
+    plan = Plan(decodes=[Work(decode, 2, 20, 1, True)], prefills=[Work(prefill, 0, 16, 3, False)])
+    inputs = staged(made, plan, StepShape(4, 8, True, 3, 64))
+    assert inputs.input_ids.tolist() == [0, 16, 17, 18, 0, 0, 0, 0]
+    assert inputs.slot_mapping.tolist() == [3 * 16 + 4, 16, 17, 18, 0, 0, 0, 0]
+    assert inputs.rows.tolist() == [2, 0, 4, 4]
+    assert inputs.cu_q.tolist() == [0, 1, 4, 4, 4]
+    assert inputs.prefill_cu_q.tolist() == [1, 1, 4, 4, 4]
+    assert inputs.decode_lens.tolist() == [21, 0, 0, 0]
 
 
 def test_blocks_given_out_later_reach_the_table():
     made = batch()
     grown = request("r", [1] * 16, 1, [6])
     made.admit([grown])
-    made.stage(Plan(prefills=[Work(grown, 1, 0, 16, True)]))
+    staged(made, Plan(prefills=[Work(grown, 1, 0, 16, True)]))
     grown.blocks.append(8)
-    inputs = made.inputs(made.stage(Plan(decodes=[Work(grown, 1, 16, 1, True)])))
+    inputs = staged(made, Plan(decodes=[Work(grown, 1, 16, 1, True)]))
     assert inputs.slot_mapping.tolist() == [8 * 16]
 
 
@@ -58,22 +81,21 @@ def test_a_row_taken_over_forgets_its_former_blocks():
     made = batch()
     first = request("a", [1] * 40, 1, [6, 7, 8])
     made.admit([first])
-    made.stage(Plan(prefills=[Work(first, 1, 0, 40, True)]))
+    staged(made, Plan(prefills=[Work(first, 1, 0, 40, True)]))
     second = request("b", [1] * 4, 1, [2])
     made.admit([second])
-    inputs = made.inputs(made.stage(Plan(prefills=[Work(second, 1, 0, 4, True)])))
+    inputs = staged(made, Plan(prefills=[Work(second, 1, 0, 4, True)]))
     assert inputs.slot_mapping.tolist() == [32, 33, 34, 35]
 
 
-def test_padding_sequences_write_to_the_padding_block():
+def test_decodes_of_nobody_write_to_the_padding_block():
     made = batch()
     real = request("r", [1] * 16, 1, [6, 7])
     made.admit([real])
-    shape = made.stage(Plan(decodes=[Work(real, 1, 16, 1, True)]), pad_to=4)
-    inputs = made.inputs(shape)
-    assert (shape.num_seqs, shape.num_decodes, shape.num_tokens) == (4, 4, 4)
+    plan = Plan(decodes=[Work(real, 1, 16, 1, True)])
+    inputs = staged(made, plan, StepShape(4, 4, True, 0, 64))
     assert inputs.slot_mapping.tolist() == [7 * 16, 0, 0, 0]
-    assert inputs.kv_lens.tolist() == [17, 1, 1, 1]
+    assert inputs.decode_lens.tolist() == [17, 0, 0, 0]
 
 
 def test_the_largest_prefill_of_nobody_fits_the_tables():

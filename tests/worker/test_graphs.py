@@ -1,6 +1,8 @@
 import pytest
 
-from pagestream.worker.engine.graphs import decode_buckets
+from pagestream.worker.engine import graphs
+from pagestream.worker.engine.batch import StepShape
+from pagestream.worker.engine.graphs import StepGraphs, decode_buckets
 
 
 @pytest.mark.parametrize(
@@ -15,3 +17,28 @@ from pagestream.worker.engine.graphs import decode_buckets
 )
 def test_buckets_end_in_the_most_sequences(most, buckets):
     assert decode_buckets(most) == buckets
+
+
+@pytest.fixture
+def captured(monkeypatch) -> StepGraphs:
+    """Shapes alone: which step takes which needs no GPU."""
+    monkeypatch.setattr(graphs.torch.cuda, "graph_pool_handle", lambda: None)
+    return StepGraphs(max_running=100, max_model_tokens=9000, max_step_tokens=1000)
+
+
+@pytest.mark.parametrize(
+    ("step", "shape"),
+    [
+        (StepShape(3, 3, True, 0, 50), StepShape(4, 4, True, 0, 4096)),
+        (StepShape(98, 98, True, 0, 4097), StepShape(100, 100, True, 0, 9000)),
+        (StepShape(3, 30, True, 1, 50), StepShape(64, 64, True, 32, 4096)),
+        (StepShape(3, 65, False, 3, 50), StepShape(100, 128, True, 32, 4096)),
+        (StepShape(100, 512, True, 32, 50), StepShape(100, 512, True, 32, 4096)),
+        (StepShape(100, 512, True, 33, 50), None),
+        (StepShape(100, 512, True, 1, 4097), None),
+        (StepShape(100, 1000, True, 1, 50), None),
+    ],
+)
+def test_a_step_takes_the_smallest_shape_that_holds_it(captured, step, shape):
+    assert captured.fit(step) == shape
+    assert shape is None or shape in set(captured.shapes())

@@ -29,21 +29,24 @@ Axes, by name, everywhere:
 """
 
 from .batch_layout import Layout, batch_layout
-from .decode_attention import decode_attention
+from .decode_attention import FIXED_SPLITTING, Splitting, decode_attention
 from .linear import linear
-from .prefill_attention import prefill_attention
+from .prefill_attention import prefill_attention, query_tiles
 from .rms_norm import rms_norm
 from .rope_and_cache import rope_and_cache
 from .sample import SamplingTable, sample
 from .silu_mul import silu_mul
 
 __all__ = [
+    "FIXED_SPLITTING",
     "Layout",
     "SamplingTable",
+    "Splitting",
     "batch_layout",
     "decode_attention",
     "linear",
     "prefill_attention",
+    "query_tiles",
     "rms_norm",
     "rope_and_cache",
     "sample",

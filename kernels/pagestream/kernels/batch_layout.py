@@ -23,6 +23,7 @@ class Layout(NamedTuple):
     positions: Tensor  # [tokens] int32, absolute
     slot_mapping: Tensor  # [tokens] int64: block * block_size + offset
     kv_lens: Tensor  # [seqs] int32: tokens in the cache once this step has written its own
+    decode_lens: Tensor  # [seqs] int32: the same of sequences whose id is on the device, else 0
 
 
 def batch_layout_reference(
@@ -45,7 +46,8 @@ def batch_layout_reference(
     positions[:used] = at
     slots[:used] = block_table[row, at // block_size].long() * block_size + at % block_size
     input_ids[:used] = torch.where(from_device[seq] != 0, last_token[row], host_ids[:used])
-    return Layout(input_ids, positions, slots, starts + q_lens)
+    kv_lens = starts + q_lens
+    return Layout(input_ids, positions, slots, kv_lens, kv_lens * (from_device != 0))
 
 
 def batch_layout(
@@ -79,6 +81,7 @@ def batch_layout(
         torch.empty_like(host_ids),
         torch.empty_like(host_ids, dtype=torch.int64),
         torch.empty_like(starts),
+        torch.empty_like(starts),
     )
     _batch_layout_kernel[(seqs + 1,)](
         *layout,
@@ -98,12 +101,18 @@ def batch_layout(
     return layout
 
 
-@triton.jit(do_not_specialize=["seqs", "tokens"])
+@triton.jit(
+    do_not_specialize=["seqs", "tokens"],
+    do_not_specialize_on_alignment=[
+        "rows_ptr", "starts_ptr", "cu_q_ptr", "host_ids_ptr", "from_device_ptr"
+    ],
+)  # fmt: skip
 def _batch_layout_kernel(
     input_ids_ptr,  # [tokens]
     positions_ptr,  # [tokens]
     slot_mapping_ptr,  # [tokens]
     kv_lens_ptr,  # [seqs]
+    decode_lens_ptr,  # [seqs]
     rows_ptr,  # [seqs]
     starts_ptr,  # [seqs]
     cu_q_ptr,  # [seqs + 1]
@@ -133,7 +142,9 @@ def _batch_layout_kernel(
         start = tl.load(starts_ptr + seq)
         newest = tl.load(last_token_ptr + row)
         on_device = tl.load(from_device_ptr + seq) != 0
-        tl.store(kv_lens_ptr + seq, start + end - begin)
+        kv_len = start + end - begin
+        tl.store(kv_lens_ptr + seq, kv_len)
+        tl.store(decode_lens_ptr + seq, tl.where(on_device, kv_len, 0))
         for at in range(begin, end, BLOCK):
             token = at + tl.arange(0, BLOCK)
             inside = token < end

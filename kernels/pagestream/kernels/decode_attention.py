@@ -1,20 +1,17 @@
 """Attention of one new token a sequence over its paged cache: bound by bandwidth.
 
 Split-KV, one program a (sequence, kv head, split): the query heads that share a kv head are packed
-in the M axis of one matrix product, page ids are gathered once a tile, and a second kernel merges
-the splits' partial results. Tiles are aligned to position 0 and a split's length follows from its
-own sequence's length, so a sequence's bits know neither the batch nor `max_kv_len`. The module
-knows nothing of prompts (prefill_attention.py) nor of how blocks are given out.
-
-Why these constants: on an H200, tile 64 with 4 warps reads at 97 % of copy bandwidth from 64
-sequences on, while few programs want more loads in flight (5 stages); splits of 512 tokens cost 7 %
-at 64 x 2k, splits of 2,048 leave most of the machine idle at 1 x 2k. Tile and warps are one for all
-batches: they set the order of summation, stages do not.
+in the M axis of one matrix product, page ids are gathered once a tile, and of a sequence's splits
+the program that ends last merges them all, in their order. Tiles are aligned to position 0 and a
+split's length follows from its own sequence's length and the splitting in use. The module knows
+nothing of prompts (prefill_attention.py) nor of how blocks are given out.
 
 Source: Dao et al., "Flash-Decoding for long-context inference" (2023); Kwon et al.,
 "PagedAttention", arXiv:2309.06180; GQA packing as in "The Anatomy of a Triton Attention Kernel",
 §4.4.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +21,36 @@ from ._paged import cache_offsets, cache_slots, check_cache, sampled_product
 from ._triton import LOG2E, runs_kernel, tl, triton
 
 _TILE = 64
-_MIN_SPLIT_TOKENS = 1024
-_MAX_SPLITS = 16
+
+
+class Splitting(NamedTuple):
+    """How a sequence is cut: in splits of `min_tokens`, or of more where there would be too many.
+
+    A whole step has one splitting, so that a sequence's bits depend on it and on nothing else of
+    the batch.
+    """
+
+    min_tokens: int
+    max_splits: int
+
+
+FIXED_SPLITTING = Splitting(512, 16)
+"""For any batch: what a sequence gives alone it gives among others."""
+
+_SPLITTINGS = (
+    # (programs without splits, at most; splitting)
+    (64, Splitting(128, 32)),
+    (264, Splitting(256, 16)),
+)
+_MANY = Splitting(1024, 16)
 _FEW_PROGRAMS = 264
-"""Two for each of an H200's 132 SMs: below that, latency counts and not occupancy."""
+"""Without splits, two for each of an H200's 132 SMs: up to that, latency counts."""
+
+
+def fastest_splitting(seqs: int, kv_heads: int) -> Splitting:
+    """The splitting that measured fastest for a batch: shorter splits where there is room."""
+    programs = seqs * kv_heads
+    return next((splitting for most, splitting in _SPLITTINGS if programs <= most), _MANY)
 
 
 def decode_attention_reference(
@@ -50,7 +73,6 @@ def decode_attention_reference(
     """
     out = torch.empty_like(q) if out is None else out
     seqs, (heads, head_dim), kv_heads = len(rows), q.shape[1:], k_cache.shape[2]
-    out[:seqs] = 0
     k, v = k_cache.view(-1, head_dim), v_cache.view(-1, head_dim)
     kv_head = torch.arange(heads, dtype=torch.int32)[:, None] // (heads // kv_heads)
     spans = kv_lens if window is None else kv_lens.clamp(max=window)
@@ -99,6 +121,8 @@ def decode_attention(
     *,
     window: int | None = None,
     max_kv_len: int,
+    splitting: Splitting | None = None,
+    arrivals: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Attend each sequence's one new token, already in the cache, to the whole of its context.
@@ -106,12 +130,12 @@ def decode_attention(
     Shapes: q [>= seqs, heads, head_dim], k_cache and v_cache [blocks, block_size, kv_heads,
     head_dim], block_table [rows, max_blocks] int32, rows [seqs] int32, kv_lens [seqs] int32 (the
     new token counted) -> out like q, of which the first `seqs` tokens are written. A sequence of
-    length 0 gives zeros. softmax(q k * scale) in fp32; with a window, the newest `window` keys
-    only.
+    length 0 is skipped. softmax(q k * scale) in fp32; with a window, the newest `window` keys only.
 
-    `max_kv_len` is an upper bound that sizes the grid and, past 1,024 tokens, two fp32 buffers of
-    at most seqs * heads * 16 * (head_dim + 1); nothing depends on device values, so a CUDA graph
-    can capture it.
+    `max_kv_len` is an upper bound that sizes the grid and two fp32 buffers of at most seqs * heads
+    * max_splits * (head_dim + 1); nothing depends on device values, so a CUDA graph can capture it.
+    `splitting` is the fastest for the batch unless given. `arrivals` [>= seqs * kv_heads] int32
+    must be zeros, and is zeros again afterwards: one serves all layers of a step.
     """
     check_cache(q, k_cache, v_cache)
     if not runs_kernel(q):
@@ -121,28 +145,21 @@ def decode_attention(
     out = torch.empty_like(q) if out is None else out
     assert out.stride()[1:] == q.stride()[1:], "out must be contiguous"
     seqs, (heads, head_dim), kv_heads = len(rows), q.shape[1:], k_cache.shape[2]
-    splits = min(triton.cdiv(max_kv_len, _MIN_SPLIT_TOKENS), _MAX_SPLITS)
-    if window is not None:
-        splits = min(splits, triton.cdiv(window, _MIN_SPLIT_TOKENS) + 1)
-    partial = lse = q
-    if splits > 1:
-        partial = torch.empty((seqs, heads, splits, head_dim), dtype=torch.float32, device=q.device)
-        lse = torch.empty((seqs, heads, splits), dtype=torch.float32, device=q.device)
-    shared = {
-        "HEADS": heads,
-        "HEAD_DIM": head_dim,
-        "DIM_BLOCK": triton.next_power_of_2(head_dim),
-        "WINDOW": window,
-        "TILE": _TILE,
-        "MIN_SPLIT_TOKENS": _MIN_SPLIT_TOKENS,
-        "MAX_SPLITS": _MAX_SPLITS,
-    }
-    programs = seqs * kv_heads * splits
-    if programs:
+    min_tokens, max_splits = splitting or fastest_splitting(seqs, kv_heads)
+    longest = max_kv_len if window is None else min(max_kv_len, window + min_tokens)
+    splits = max(min(triton.cdiv(longest, min_tokens), max_splits), 1)
+    places = (seqs, heads, splits if splits > 1 else 0)
+    partial = torch.empty((*places, head_dim), dtype=torch.float32, device=q.device)
+    lse = torch.empty(places, dtype=torch.float32, device=q.device)
+    if arrivals is None:
+        arrivals = torch.zeros(seqs * kv_heads, dtype=torch.int32, device=q.device)
+    assert arrivals.numel() >= seqs * kv_heads, f"{arrivals.numel()} arrivals"
+    if seqs:
         _decode_attention_kernel[(seqs, kv_heads, splits)](
             out,
             partial,
             lse,
+            arrivals,
             q,
             k_cache,
             v_cache,
@@ -154,16 +171,18 @@ def decode_attention(
             q.stride(0),
             *k_cache.stride()[:3],
             block_table.stride(0),
+            KV_HEADS=kv_heads,
             GROUP=heads // kv_heads,
             GROUP_BLOCK=max(16, triton.next_power_of_2(heads // kv_heads)),
+            HEAD_DIM=head_dim,
+            DIM_BLOCK=triton.next_power_of_2(head_dim),
             BLOCK_SIZE=k_cache.shape[1],
+            WINDOW=window,
+            TILE=_TILE,
+            MIN_SPLIT_TOKENS=min_tokens,
+            MAX_SPLITS=max_splits,
             num_warps=4,
-            num_stages=5 if programs <= _FEW_PROGRAMS else 2,
-            **shared,
-        )
-    if splits > 1 and seqs:
-        _merge_kernel[(seqs, heads)](
-            out, partial, lse, kv_lens, out.stride(0), splits, num_warps=4, **shared
+            num_stages=5 if seqs * kv_heads <= _FEW_PROGRAMS else 2,
         )
     return out
 
@@ -176,20 +195,51 @@ def _own_splits(
     MIN_SPLIT_TOKENS: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
 ):
-    """(first key, first split, splits, tokens a split) of a sequence, from its length alone."""
+    """(first key, first split, splits, tokens a split) of a sequence, from its length alone.
+
+    A sequence of length 0 has no splits.
+    """
     tokens = tl.maximum(tl.cdiv(tl.cdiv(kv_len, MAX_SPLITS), TILE) * TILE, MIN_SPLIT_TOKENS)
     first_key = 0
     if WINDOW is not None:
         first_key = tl.maximum(kv_len - WINDOW, 0)
     first = first_key // tokens
-    return first_key, first, tl.maximum(tl.cdiv(kv_len, tokens) - first, 1), tokens
+    return first_key, first, tl.cdiv(kv_len, tokens) - first, tokens
 
 
-@triton.jit(do_not_specialize=["scale_log2e"])
+@triton.jit
+def _merge(
+    out_ptr,  # [head_dim], one head's
+    partial_ptr,  # [splits, head_dim] fp32
+    lse_ptr,  # [splits] fp32, log2
+    splits,
+    HEAD_DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """Weigh a head's splits by their share of the softmax, all at once.
+
+    They were written by other SMs, so the loads bypass this one's L1 cache.
+    """
+    split, dims = tl.arange(0, MAX_SPLITS), tl.arange(0, DIM_BLOCK)
+    inside = (split < splits)[:, None] & (dims < HEAD_DIM)[None, :]
+    lse = tl.load(lse_ptr + split, mask=split < splits, other=float("-inf"), cache_modifier=".cg")
+    partial_at = split[:, None] * HEAD_DIM + dims[None, :]
+    partial = tl.load(partial_ptr + partial_at, mask=inside, other=0.0, cache_modifier=".cg")
+    weights = tl.exp2(lse - tl.max(lse, axis=0))
+    merged = tl.sum(partial * weights[:, None], axis=0) / tl.sum(weights, axis=0)
+    tl.store(out_ptr + dims, merged.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)
+
+
+@triton.jit(
+    do_not_specialize=["scale_log2e"],
+    do_not_specialize_on_alignment=["arrivals_ptr", "rows_ptr", "kv_lens_ptr"],
+)
 def _decode_attention_kernel(
     out_ptr,  # [seqs, heads, head_dim]
     partial_ptr,  # [seqs, heads, splits, head_dim] fp32
     lse_ptr,  # [seqs, heads, splits] fp32, log2
+    arrivals_ptr,  # [seqs, kv_heads], zeros before and after
     q_ptr,  # [seqs, heads, head_dim]
     k_cache_ptr,  # [blocks, block_size, kv_heads, head_dim]
     v_cache_ptr,  # [blocks, block_size, kv_heads, head_dim]
@@ -203,7 +253,7 @@ def _decode_attention_kernel(
     token_stride,
     head_stride,
     block_table_stride,
-    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -262,47 +312,30 @@ def _decode_attention_kernel(
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
         top = new_top
 
-    attended = acc / tl.where(total == 0.0, 1.0, total)[:, None]  # an empty sequence gives zeros
+    attended = acc / total[:, None]
     if splits == 1:
         out_at = seq * out_stride + head[:, None] * HEAD_DIM + dims[None, :]
         tl.store(out_ptr + out_at, attended.to(out_ptr.dtype.element_ty), mask=in_out)
     else:
-        place = (seq * HEADS + head) * tl.num_programs(2) + at_split
+        grid_splits = tl.num_programs(2)
+        place = (seq * KV_HEADS * GROUP + head) * grid_splits + at_split
         partial_at = place[:, None] * HEAD_DIM + dims[None, :]
         tl.store(partial_ptr + partial_at, attended, mask=in_out)
         tl.store(lse_ptr + place, top + tl.log2(total), mask=group < GROUP)
-
-
-@triton.jit(do_not_specialize=["grid_splits"])
-def _merge_kernel(
-    out_ptr,  # [seqs, heads, head_dim]
-    partial_ptr,  # [seqs, heads, splits, head_dim] fp32
-    lse_ptr,  # [seqs, heads, splits] fp32, log2
-    kv_lens_ptr,  # [seqs]
-    out_stride,
-    grid_splits,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIM_BLOCK: tl.constexpr,
-    WINDOW: tl.constexpr,
-    TILE: tl.constexpr,
-    MIN_SPLIT_TOKENS: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-):
-    """One program a (sequence, head): all splits at once, by their share of the softmax."""
-    seq, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    _, _, splits, _ = _own_splits(
-        tl.load(kv_lens_ptr + seq), WINDOW, TILE, MIN_SPLIT_TOKENS, MAX_SPLITS
-    )
-    if splits == 1:
-        return
-    split, dims = tl.arange(0, MAX_SPLITS), tl.arange(0, DIM_BLOCK)
-    place = (seq * HEADS + head) * grid_splits + split
-    inside = (split < splits)[:, None] & (dims < HEAD_DIM)[None, :]
-    lse = tl.load(lse_ptr + place, mask=split < splits, other=float("-inf"))
-    partial_at = place[:, None] * HEAD_DIM + dims[None, :]
-    partial = tl.load(partial_ptr + partial_at, mask=inside, other=0.0)
-    weights = tl.exp2(lse - tl.max(lse, axis=0))
-    merged = tl.sum(partial * weights[:, None], axis=0) / tl.sum(weights, axis=0)
-    out_at = seq * out_stride + head * HEAD_DIM + dims
-    tl.store(out_ptr + out_at, merged.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)
+        # All threads' stores come before the one that says so; whoever arrives last sees them all.
+        tl.debug_barrier()
+        arrived_ptr = arrivals_ptr + seq * KV_HEADS + kv_head
+        if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == splits - 1:
+            tl.store(arrived_ptr, 0)
+            for member in tl.static_range(GROUP):
+                own = kv_head * GROUP + member
+                place_of_own = (seq * KV_HEADS * GROUP + own) * grid_splits
+                _merge(
+                    out_ptr + seq * out_stride + own * HEAD_DIM,
+                    partial_ptr + place_of_own * HEAD_DIM,
+                    lse_ptr + place_of_own,
+                    splits,
+                    HEAD_DIM,
+                    DIM_BLOCK,
+                    MAX_SPLITS,
+                )

@@ -1,11 +1,13 @@
 """Causal attention of prompts, or pieces of them, over the paged cache: bound by compute.
 
 A ragged batch: each sequence brings some of its newest tokens, whose K and V are in the cache
-already, and attends to everything before them. One program a (tile of queries, kv head, sequence),
-with the query heads of the kv head packed beside the queries in the M axis. Key tiles are aligned
-to position 0, whatever the queries: a token's bits do not depend on how its prompt was cut in
-chunks, nor on what was cached. A first loop runs over the tiles that every query of the program
-sees whole, without masks; a second one over the diagonal. With a window all tiles take the second.
+already, and attends to everything before them. One program a (tile of queries, kv head), with the
+query heads of the kv head packed beside the queries in the M axis; which sequence a tile is of
+stands in a table that is made once a step, so that the grid depends on numbers of tokens alone.
+Key tiles are aligned to position 0, whatever the queries: a token's bits do not depend on how its
+prompt was cut in chunks, nor on what was cached. A first loop runs over the tiles that every query
+of the program sees whole, without masks; a second one over the diagonal. With a window all tiles
+take the second.
 The module knows nothing of decoding (decode_attention.py): a prompt's one-token tail belongs here
 too.
 
@@ -21,6 +23,8 @@ from ._paged import cache_offsets, cache_slots, check_cache, gather
 from ._triton import LOG2E, runs_kernel, tl, triton
 
 _TILE = 64
+_BLOCK_M, _WIDE_BLOCK_M = 128, 64
+_SEQS_BLOCK = 256
 
 
 def prefill_attention_reference(
@@ -92,7 +96,7 @@ def prefill_attention(
     scale: float,
     *,
     window: int | None = None,
-    max_q_len: int,
+    tiles: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Attend each sequence's newest tokens, in the cache already, to all up to themselves.
@@ -102,9 +106,8 @@ def prefill_attention(
     (sequence i has tokens cu_q[i] to cu_q[i + 1]; it may begin above 0), kv_lens [seqs] int32 ->
     out like q, of which the tokens cu_q[0] to cu_q[-1] are written. Token i of a sequence sits at
     position kv_len - q_len + i and sees the positions up to its own; with a window, the newest
-    `window` of them. Softmax in fp32.
-
-    `max_q_len` is an upper bound that sizes the grid.
+    `window` of them. Softmax in fp32. `tiles` are `query_tiles` of the same q and cu_q, which serve
+    all layers of a step.
     """
     check_cache(q, k_cache, v_cache)
     assert len(cu_q) == len(rows) + 1, f"cu_q has {len(cu_q)} entries for {len(rows)} sequences"
@@ -115,17 +118,16 @@ def prefill_attention(
     out = torch.empty_like(q) if out is None else out
     assert out.stride()[1:] == q.stride()[1:], "out must be contiguous"
     (heads, head_dim), kv_heads = q.shape[1:], k_cache.shape[2]
-    group = heads // kv_heads
-    wide = head_dim * q.element_size() > 256
-    block_m = max(64 if wide else 128, triton.next_power_of_2(group))
-    block_q = block_m // group
-    if len(rows) and max_q_len:
-        _prefill_attention_kernel[(triton.cdiv(max_q_len, block_q), kv_heads, len(rows))](
+    tiles = query_tiles(q, kv_heads, cu_q) if tiles is None else tiles
+    block_m, block_q = _query_blocks(q, kv_heads)
+    if len(tiles):
+        _prefill_attention_kernel[(len(tiles), kv_heads)](
             out,
             q,
             k_cache,
             v_cache,
             block_table,
+            tiles,
             rows,
             cu_q,
             kv_lens,
@@ -134,7 +136,7 @@ def prefill_attention(
             q.stride(0),
             *k_cache.stride()[:3],
             block_table.stride(0),
-            GROUP=group,
+            GROUP=heads // kv_heads,
             BLOCK_M=block_m,
             BLOCK_Q=block_q,
             HEAD_DIM=head_dim,
@@ -143,9 +145,67 @@ def prefill_attention(
             WINDOW=window,
             TILE=_TILE,
             num_warps=8,  # 4 spill registers at head_dim 128
-            num_stages=2 if wide else 3,
+            num_stages=2 if block_m == _WIDE_BLOCK_M else 3,
         )
     return out
+
+
+def query_tiles(q: Tensor, kv_heads: int, cu_q: Tensor, *, max_seqs: int | None = None) -> Tensor:
+    """Cut every sequence's queries in tiles, the units of `prefill_attention`'s grid.
+
+    Shapes: q [tokens, heads, head_dim], cu_q [seqs + 1] int32 -> [tiles, 2] int32: the sequence,
+    and its first query in the tile. There are as many as tokens in at most `max_seqs` sequences
+    (all, unless given) can need; those left over begin behind every query.
+    """
+    if not runs_kernel(q):
+        return cu_q.new_empty(0, 2)  # the reference makes its own
+    seqs = len(cu_q) - 1
+    _, block_q = _query_blocks(q, kv_heads)
+    count = len(q) // block_q + (seqs if max_seqs is None else max_seqs) if seqs else 0
+    tiles = torch.empty((count, 2), dtype=torch.int32, device=q.device)
+    if count:
+        _query_tiles_kernel[(seqs + 1,)](
+            tiles, cu_q, seqs, count, BLOCK_Q=block_q, BLOCK=_SEQS_BLOCK, num_warps=1
+        )
+    return tiles
+
+
+def _query_blocks(q: Tensor, kv_heads: int) -> tuple[int, int]:
+    """Rows of a program, and queries: a query has a row for each head that shares its kv head."""
+    group, head_dim = q.shape[1] // kv_heads, q.shape[2]
+    wide = head_dim * q.element_size() > 256
+    block_m = max(_WIDE_BLOCK_M if wide else _BLOCK_M, triton.next_power_of_2(group))
+    return block_m, block_m // group
+
+
+@triton.jit(do_not_specialize=["seqs", "count"], do_not_specialize_on_alignment=["cu_q_ptr"])
+def _query_tiles_kernel(
+    tiles_ptr,  # [count, 2]
+    cu_q_ptr,  # [seqs + 1]
+    seqs,
+    count,
+    BLOCK_Q: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program a sequence, behind the tiles of those before it; one for what is left over."""
+    seq = tl.program_id(0)
+    lane = tl.arange(0, BLOCK)
+    begin = 0
+    for at in range(0, seq, BLOCK):
+        other = at + lane
+        low = tl.load(cu_q_ptr + other, mask=other < seq, other=0)
+        high = tl.load(cu_q_ptr + other + 1, mask=other < seq, other=0)
+        begin += tl.sum(tl.cdiv(high - low, BLOCK_Q), axis=0)
+    end, first_step = count, 0
+    first_query = 1 << 30
+    if seq < seqs:
+        q_len = tl.load(cu_q_ptr + seq + 1) - tl.load(cu_q_ptr + seq)
+        end, first_step, first_query = begin + tl.cdiv(q_len, BLOCK_Q), BLOCK_Q, 0
+    for at in range(begin, end, BLOCK):
+        tile = at + lane
+        query = first_query + (tile - begin) * first_step
+        tl.store(tiles_ptr + tile * 2, tl.where(seq < seqs, seq, 0), mask=tile < end)
+        tl.store(tiles_ptr + tile * 2 + 1, query, mask=tile < end)
 
 
 @triton.jit
@@ -196,13 +256,17 @@ def _attend(
     return new_top, total, acc
 
 
-@triton.jit(do_not_specialize=["scale_log2e"])
+@triton.jit(
+    do_not_specialize=["scale_log2e"],
+    do_not_specialize_on_alignment=["rows_ptr", "cu_q_ptr", "kv_lens_ptr"],
+)
 def _prefill_attention_kernel(
     out_ptr,  # [tokens, heads, head_dim]
     q_ptr,  # [tokens, heads, head_dim]
     k_cache_ptr,  # [blocks, block_size, kv_heads, head_dim]
     v_cache_ptr,  # [blocks, block_size, kv_heads, head_dim]
     block_table_ptr,  # [rows, max_blocks]
+    tiles_ptr,  # [tiles, 2]
     rows_ptr,  # [seqs]
     cu_q_ptr,  # [seqs + 1]
     kv_lens_ptr,  # [seqs]
@@ -222,9 +286,9 @@ def _prefill_attention_kernel(
     WINDOW: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One program BLOCK_Q queries of a (sequence, kv head); the last, which see most, first."""
-    first_query = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
-    kv_head, seq = tl.program_id(1), tl.program_id(2)
+    """One program a (tile of queries, kv head); a sequence's last, which see most, first."""
+    tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
+    seq, first_query = tl.load(tiles_ptr + tile * 2), tl.load(tiles_ptr + tile * 2 + 1)
     q_begin = tl.load(cu_q_ptr + seq)
     q_len = tl.load(cu_q_ptr + seq + 1) - q_begin
     if first_query >= q_len:

@@ -30,16 +30,28 @@ class StepShape:
 
     num_seqs: int
     num_tokens: int
-    num_decodes: int
-    max_q_len: int
+    has_decodes: bool
+    max_prefills: int
     max_kv_len: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> "StepShape":
+        """The shape of a step without padding."""
+        works = list(plan)
+        return cls(
+            num_seqs=len(works),
+            num_tokens=sum(work.num_tokens for work in works),
+            has_decodes=bool(plan.decodes),
+            max_prefills=len(plan.prefills),
+            max_kv_len=max(work.start + work.num_tokens for work in works),
+        )
 
 
 class Batch:
     """Rows of all requests on the device, and the step that is about to run.
 
-    Row `max_running` is nobody's: padding sequences of a captured graph use it, and its block table
-    points at the padding block.
+    Row `max_running` is nobody's: padding sequences of a captured graph use it. They have no
+    tokens; padding tokens belong to no sequence and write to the padding block.
     """
 
     def __init__(
@@ -63,7 +75,8 @@ class Batch:
         self._blocks_sent = [0] * num_rows
 
         self._pinned = device.type == "cuda"
-        sizes = (max_running, max_running, max_running, max_running + 1, max_step_tokens)
+        # rows, starts, from_device, cu_q, prefill_cu_q, ids
+        sizes = (*[max_running] * 3, *[max_running + 1] * 2, max_step_tokens)
         self._ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
         self._stages = [
             torch.zeros(self._ends[-1], dtype=torch.int32, pin_memory=self._pinned)
@@ -84,30 +97,17 @@ class Batch:
         self._prompt_lens.index_copy_(0, index, prompt_lens.int())
         return index
 
-    def stage(self, plan: Plan, pad_to: int = 0) -> StepShape:
-        """Send a plan's numbers to the device.
-
-        Args:
-            plan: the step; all decodes if it is to be padded.
-            pad_to: sequences of the step at least; decodes of nobody make up the difference.
-        """
+    def stage(self, plan: Plan, shape: StepShape) -> None:
+        """Send a plan's numbers to the device, for a step of `shape`, which may be larger."""
         self._send_blocks(plan)
         works = list(plan)
-        padding = max(0, pad_to - len(works))
-        assert not (padding and plan.prefills), "only a step of decodes can be padded"
         self._send(
-            rows=[work.row for work in works] + [self._padding_row] * padding,
-            starts=[work.start for work in works] + [0] * padding,
-            lengths=[work.num_tokens for work in works] + [1] * padding,
-            num_decodes=len(plan.decodes) + padding,
+            shape,
+            rows=[work.row for work in works],
+            starts=[work.start for work in works],
+            lengths=[work.num_tokens for work in works],
+            num_decodes=len(plan.decodes),
             ids=[token_id for work in plan.prefills for token_id in _ids(work)],
-        )
-        return StepShape(
-            num_seqs=len(works) + padding,
-            num_tokens=sum(work.num_tokens for work in works) + padding,
-            num_decodes=len(plan.decodes) + padding,
-            max_q_len=max((work.num_tokens for work in plan.prefills), default=1),
-            max_kv_len=max((work.start + work.num_tokens for work in works), default=1),
         )
 
     def stage_prefill_of_nobody(self, num_tokens: int) -> StepShape:
@@ -117,13 +117,14 @@ class Batch:
         if rest := num_tokens % longest:
             lengths.append(rest)
         lengths = lengths[: self._padding_row]
-        rows = [self._padding_row] * len(lengths)
-        self._send(rows, [0] * len(rows), lengths, 0, [0] * sum(lengths))
-        return StepShape(len(rows), sum(lengths), 0, max(lengths), max(lengths))
+        seqs, tokens = len(lengths), sum(lengths)
+        shape = StepShape(seqs, tokens, False, seqs, max(lengths))
+        self._send(shape, [self._padding_row] * seqs, [0] * seqs, lengths, 0, [0] * tokens)
+        return shape
 
     def inputs(self, shape: StepShape) -> ForwardInputs:
         """The staged step as the model takes it: device work only, so a graph can capture it."""
-        rows, starts, from_device, cu_q, ids = self._sections(self._sent)
+        rows, starts, from_device, cu_q, prefill_cu_q, ids = self._sections(self._sent)
         seqs = shape.num_seqs
         layout = batch_layout(
             rows[:seqs],
@@ -142,10 +143,12 @@ class Batch:
             rows=rows[:seqs],
             cu_q=cu_q[: seqs + 1],
             kv_lens=layout.kv_lens,
+            decode_lens=layout.decode_lens,
+            prefill_cu_q=prefill_cu_q[: seqs + 1],
             block_table=self._block_table,
             prompt_lens=self._prompt_lens,
-            num_decodes=shape.num_decodes,
-            max_q_len=shape.max_q_len,
+            has_decodes=shape.has_decodes,
+            max_prefills=shape.max_prefills,
             max_kv_len=shape.max_kv_len,
         )
 
@@ -157,6 +160,7 @@ class Batch:
 
     def _send(
         self,
+        shape: StepShape,
         rows: list[int],
         starts: list[int],
         lengths: list[int],
@@ -166,15 +170,16 @@ class Batch:
         """Fill a host buffer and copy it over in one piece, behind the steps already launched."""
         host = self._stages[self._turn]
         self._turn = (self._turn + 1) % NUM_STAGES
-        seqs = len(rows)
-        row, start, from_device, cu_q, token = self._sections(host.numpy())
-        row[:seqs] = rows
-        start[:seqs] = starts
-        from_device[:num_decodes] = 1
-        from_device[num_decodes:seqs] = 0
+        seqs, padded = len(rows), shape.num_seqs
+        row, start, from_device, cu_q, prefill_cu_q, token = self._sections(host.numpy())
+        row[:seqs], row[seqs:padded] = rows, self._padding_row
+        start[:seqs], start[seqs:padded] = starts, 0
+        from_device[:num_decodes], from_device[num_decodes:padded] = 1, 0
         cu_q[0] = 0
         np.cumsum(lengths, out=cu_q[1 : seqs + 1])
+        cu_q[seqs + 1 : padded + 1] = cu_q[seqs]
         # Decodes come first and each has one token, whose id the device has.
+        np.maximum(cu_q, num_decodes, out=prefill_cu_q)
         token[num_decodes : num_decodes + len(ids)] = ids
         used = self._ends[-2] + num_decodes + len(ids)
         self._sent[:used].copy_(host[:used], non_blocking=True)
@@ -201,7 +206,7 @@ class Batch:
         return tensor.to(self._device, non_blocking=True)
 
     def _sections(self, buffer: Any) -> Any:
-        """The parts of a buffer: rows, starts, from_device, cu_q, ids."""
+        """The parts of a buffer: rows, starts, from_device, cu_q, prefill_cu_q, ids."""
         starts = [0, *self._ends[:-1]]
         return [buffer[start:end] for start, end in zip(starts, self._ends, strict=True)]
 

@@ -128,7 +128,7 @@ def build_engine(
     runner = runner_with(num_blocks)
     if device.type == "cuda":
         runner.warm_up(max_step_tokens)
-        runner.capture_graphs(config.max_running, max_model_tokens)
+        runner.capture_graphs(config.max_running, max_model_tokens, max_step_tokens)
     scheduler = Scheduler(
         BlockPool(num_blocks, BLOCK_TOKENS),
         max_running=config.max_running,

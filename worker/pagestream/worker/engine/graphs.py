@@ -1,12 +1,11 @@
-"""CUDA graphs of whole decode steps: batch layout, model, head and sampler in one replay.
+"""CUDA graphs of whole steps: batch layout, model, head and sampler in one replay.
 
-A graph is captured for a number of sequences (steps are padded up to the next one) and a bound on
-the context (attention's grid depends on it). Graphs share one memory pool, largest first.
-Knows no plans: a step is a function of its shape.
+Steps are padded up to the next captured shape: a number of tokens, with prefills among them or
+without, and a bound on the context (attention's grid depends on it). Graphs share one memory pool,
+largest first. Knows no plans: a step is a function of its shape.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +14,13 @@ from .batch import StepShape
 
 SHORT_CONTEXT_TOKENS = 4096
 """Contexts up to this many tokens get graphs of their own, with a smaller attention grid."""
+
+MIXED_TOKENS = (*range(64, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256))
+"""Sizes of captured steps that hold prefills. Beyond the last, launching one kernel after the other
+keeps up with the device."""
+
+MIXED_PREFILLS = 32
+"""Prefills of such a step, at most."""
 
 
 def decode_buckets(max_running: int) -> list[int]:
@@ -26,37 +32,56 @@ def decode_buckets(max_running: int) -> list[int]:
     return [size for size in sizes if size < max_running] + [max_running]
 
 
-class DecodeGraphs:
-    """Captured decode steps by (sequences, context bound)."""
+class StepGraphs:
+    """Captured steps by their shape."""
 
-    def __init__(self, max_running: int, max_model_tokens: int) -> None:
-        self._buckets = decode_buckets(max_running)
+    def __init__(self, max_running: int, max_model_tokens: int, max_step_tokens: int) -> None:
+        self._max_running = max_running
+        self._decodes = decode_buckets(max_running)
+        self._mixed = [tokens for tokens in MIXED_TOKENS if tokens <= max_step_tokens]
         self._bounds = sorted({min(SHORT_CONTEXT_TOKENS, max_model_tokens), max_model_tokens})
         self._pool = torch.cuda.graph_pool_handle()
-        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
-    def missing(self) -> Iterator[int]:
-        """Batch buckets in the order to capture them: largest first, so that memory is reused."""
-        yield from reversed(self._buckets)
+    def shapes(self) -> Iterator[StepShape]:
+        """Shapes in the order to capture them: largest first, so that memory is reused."""
+        for tokens in reversed(self._mixed):
+            yield self._mixed_shape(tokens)
+        for bound in reversed(self._bounds):
+            for seqs in reversed(self._decodes):
+                yield _decode_shape(seqs, bound)
 
-    def bucket(self, num_seqs: int) -> int:
-        """The captured number of sequences that holds `num_seqs`."""
-        return next(size for size in self._buckets if size >= num_seqs)
+    def fit(self, shape: StepShape) -> StepShape | None:
+        """The captured shape that holds a step of `shape`; None if no captured one does."""
+        if not shape.max_prefills:
+            seqs = next(size for size in self._decodes if size >= shape.num_seqs)
+            return _decode_shape(
+                seqs, next(bound for bound in self._bounds if bound >= shape.max_kv_len)
+            )
+        tokens = next((size for size in self._mixed if size >= shape.num_tokens), None)
+        if tokens is None or shape.max_prefills > MIXED_PREFILLS:
+            return None
+        return self._mixed_shape(tokens) if shape.max_kv_len <= self._bounds[0] else None
 
     def capture(self, shape: StepShape, step: Callable[[StepShape], Tensor]) -> None:
-        """Capture `step` for the shape's number of sequences, once for each context bound."""
-        for bound in reversed(self._bounds):
-            bounded = replace(shape, max_kv_len=bound)
-            step(bounded)  # compile and let libraries set themselves up outside the capture
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                token_ids = step(bounded)
-            self._graphs[shape.num_seqs, bound] = (graph, token_ids)
+        """Capture `step` for a shape whose numbers have been staged."""
+        step(shape)  # compile and let libraries set themselves up outside the capture
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            token_ids = step(shape)
+        self._graphs[shape] = (graph, token_ids)
 
     def replay(self, shape: StepShape) -> Tensor:
-        """Run a staged step; the ids `[seqs]` stay valid until the same graph runs again."""
-        bound = next(bound for bound in self._bounds if bound >= shape.max_kv_len)
-        graph, token_ids = self._graphs[shape.num_seqs, bound]
+        """Run a staged step of a captured shape; its ids `[seqs]` are valid until the next step."""
+        graph, token_ids = self._graphs[shape]
         graph.replay()
         return token_ids
+
+    def _mixed_shape(self, tokens: int) -> StepShape:
+        seqs = min(tokens, self._max_running)
+        return StepShape(seqs, tokens, True, min(seqs, MIXED_PREFILLS), self._bounds[0])
+
+
+def _decode_shape(seqs: int, bound: int) -> StepShape:
+    return StepShape(seqs, seqs, True, 0, bound)

@@ -1,8 +1,8 @@
 """Runs plans on the device, in order.
 
 A launched step's tokens come back through `Launched.token_ids`. On a CPU they are there at once; on
-a GPU the host goes on while the device works, and steps of decodes alone replay a captured graph.
-Knows no requests beyond what a plan says of them.
+a GPU the host goes on while the device works, and all but the largest steps replay a graph. Knows
+no requests beyond what a plan says of them.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..models import Model
 from ..models.inputs import LayerCache
 from .batch import Batch, StepShape
-from .graphs import DecodeGraphs
+from .graphs import StepGraphs
 from .sampler import Sampler
 from .scheduler import Plan
 
@@ -48,7 +48,7 @@ class Runner:
         self._cache = cache
         self._batch = batch
         self._sampler = sampler
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
         self._on_gpu = cache[0].k.device.type == "cuda"
         # One more than can be in flight: a step's ids are read before its buffer is written again.
         self._host_ids = [
@@ -66,12 +66,11 @@ class Runner:
     def launch(self, plan: Plan) -> Launched:
         """Start a step; the host does not wait for it."""
         self._admit(plan)
-        graph_seqs = None
-        if self._graphs is not None and not plan.prefills:
-            graph_seqs = self._graphs.bucket(len(plan.decodes))
-        shape = self._batch.stage(plan, pad_to=graph_seqs or 0)
-        if self._graphs is not None and graph_seqs is not None:
-            token_ids = self._graphs.replay(shape)
+        shape = StepShape.of(plan)
+        captured = self._graphs.fit(shape) if self._graphs is not None else None
+        self._batch.stage(plan, captured or shape)
+        if self._graphs is not None and captured is not None:
+            token_ids = self._graphs.replay(captured)
         else:
             token_ids = self._step(shape)
         return self._fetch(token_ids, len(plan))
@@ -80,21 +79,23 @@ class Runner:
     def warm_up(self, max_step_tokens: int) -> None:
         """Run the largest prefill and a decode: every kernel is compiled before the first job."""
         self._step(self._batch.stage_prefill_of_nobody(max_step_tokens))
-        self._step(self._batch.stage(Plan(), pad_to=1))
+        decode = StepShape(1, 1, True, 0, 1)
+        self._batch.stage(Plan(), decode)
+        self._step(decode)
 
     @torch.inference_mode()
-    def capture_graphs(self, max_running: int, max_model_tokens: int) -> None:
-        """Capture whole decode steps, model to sampler, for every batch bucket."""
-        self._graphs = DecodeGraphs(max_running, max_model_tokens)
-        for bucket in self._graphs.missing():
-            shape = self._batch.stage(Plan(), pad_to=bucket)
+    def capture_graphs(self, max_running: int, max_model_tokens: int, max_step_tokens: int) -> None:
+        """Capture whole steps, model to sampler, for every shape of the graphs."""
+        self._graphs = StepGraphs(max_running, max_model_tokens, max_step_tokens)
+        for shape in self._graphs.shapes():
+            self._batch.stage(Plan(), shape)
             self._graphs.capture(shape, self._step)
 
     def _step(self, shape: StepShape) -> Tensor:
         """One step on the device: batch, model, head, draw. Returns ids `[seqs]` int32."""
         inputs = self._batch.inputs(shape)
         hidden = self._model.forward(inputs, self._cache)
-        if shape.num_tokens > shape.num_seqs:
+        if shape.max_prefills:
             hidden = hidden[inputs.cu_q[1:] - 1]
         logits = self._model.logits(hidden)
         token_ids = self._sampler.draw(logits, inputs.rows, inputs.kv_lens)

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from pagestream.kernels import (
+    Splitting,
     decode_attention,
     linear,
     prefill_attention,
+    query_tiles,
     rms_norm,
     rope_and_cache,
     silu_mul,
@@ -35,6 +37,8 @@ class Model:
     def __init__(self, spec: ModelSpec, rope: Rope, device: torch.device) -> None:
         self.spec = spec
         self.rope = rope
+        self.splitting: Splitting | None = None
+        """How attention cuts contexts; None takes the fastest for each batch."""
         self.embed = torch.empty(spec.vocab_size, spec.hidden_size, dtype=spec.dtype, device=device)
         self.layers = [Layer(spec, window, device) for window in spec.windows]
         self.norm = torch.empty(spec.hidden_size, dtype=spec.dtype, device=device)
@@ -47,7 +51,7 @@ class Model:
         """
         assert len(cache) == len(self.layers), f"{len(cache)} caches for {len(self.layers)} layers"
         cos_sin = self.rope.cos_sin(inputs.positions, self._rope_lens(inputs))
-        attend = Attend(inputs, self.spec.head_dim**-0.5)
+        attend = Attend(inputs, self.spec, self.splitting)
         x, residual = embedding(inputs.input_ids, self.embed), None
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x, residual = layer(x, residual, cos_sin, attend, layer_cache)
@@ -156,15 +160,18 @@ class Attention:
 class Attend:
     """The step's attention, the same for each layer: which sequences decode, which are prompts."""
 
-    def __init__(self, inputs: ForwardInputs, scale: float) -> None:
+    def __init__(
+        self, inputs: ForwardInputs, spec: ModelSpec, splitting: Splitting | None = None
+    ) -> None:
         self.inputs = inputs
-        self.scale = scale
+        self.scale = spec.head_dim**-0.5
+        self.splitting = splitting
         self.slot_mapping = inputs.slot_mapping
-        decodes = inputs.num_decodes
-        self.has_prefills = decodes < len(inputs.rows)
-        self.decode_rows, self.decode_kv_lens = inputs.rows[:decodes], inputs.kv_lens[:decodes]
-        self.prefill_rows, self.prefill_kv_lens = inputs.rows[decodes:], inputs.kv_lens[decodes:]
-        self.prefill_cu_q = inputs.cu_q[decodes:]
+        # Made once a step, for all layers.
+        self.tiles: Tensor | None = None
+        self.arrivals = torch.zeros(
+            len(inputs.rows) * spec.num_kv_heads, dtype=torch.int32, device=inputs.rows.device
+        )
 
     def __call__(self, q: Tensor, cache: LayerCache, window: int | None) -> Tensor:
         """Each kind of sequence takes its own kernel; both write their tokens of one buffer.
@@ -172,31 +179,37 @@ class Attend:
         Shapes: q [tokens, heads, head_dim] -> like q.
         """
         inputs, out = self.inputs, torch.empty_like(q)
-        if inputs.num_decodes:
+        if inputs.has_decodes:
             decode_attention(
-                q[: inputs.num_decodes],
+                q,
                 cache.k,
                 cache.v,
                 inputs.block_table,
-                self.decode_rows,
-                self.decode_kv_lens,
+                inputs.rows,
+                inputs.decode_lens,
                 self.scale,
                 window=window,
                 max_kv_len=inputs.max_kv_len,
-                out=out[: inputs.num_decodes],
+                splitting=self.splitting,
+                arrivals=self.arrivals,
+                out=out,
             )
-        if self.has_prefills:
+        if inputs.max_prefills:
+            if self.tiles is None:
+                self.tiles = query_tiles(
+                    q, cache.k.shape[2], inputs.prefill_cu_q, max_seqs=inputs.max_prefills
+                )
             prefill_attention(
                 q,
                 cache.k,
                 cache.v,
                 inputs.block_table,
-                self.prefill_rows,
-                self.prefill_cu_q,
-                self.prefill_kv_lens,
+                inputs.rows,
+                inputs.prefill_cu_q,
+                inputs.kv_lens,
                 self.scale,
                 window=window,
-                max_q_len=inputs.max_q_len,
+                tiles=self.tiles,
                 out=out,
             )
         return out
