@@ -17,13 +17,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from ..messages import Load, Output
 from .blocks import BlockPool
 from .request import Request, State
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """One request's share of a step: its tokens from `start` on."""
 
     request: Request
@@ -76,6 +77,8 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prefix_hit_tokens = 0
         self.num_chunked_prefills = 0
+        self._used_slots = 0
+        self._allocated_slots = 0
         self._used_slot_steps = 0
         self._allocated_slot_steps = 0
 
@@ -119,9 +122,7 @@ class Scheduler:
             self._admit(plan, budget_tokens)
         for work in plan:
             self._advance(work)
-        used, allocated = self._slots()
-        self._used_slot_steps += used
-        self._allocated_slot_steps += allocated
+        self._count_slots()
         return plan
 
     def commit(self, plan: Plan, token_ids: Sequence[int]) -> list[Output]:
@@ -149,14 +150,13 @@ class Scheduler:
         return outputs
 
     def load(self, step: int) -> Load:
-        """How full the engine is."""
-        used, allocated = self._slots()
+        """How full the engine is; slots as the newest plan left them."""
         return Load(
             running=len(self._running),
             waiting=len(self._waiting),
             free_blocks=self._pool.num_available,
-            used_slots=used,
-            allocated_slots=allocated,
+            used_slots=self._used_slots,
+            allocated_slots=self._allocated_slots,
             used_slot_steps=self._used_slot_steps,
             allocated_slot_steps=self._allocated_slot_steps,
             preemptions=self.num_preemptions,
@@ -164,15 +164,17 @@ class Scheduler:
             step=step,
         )
 
-    def _slots(self) -> tuple[int, int]:
-        """(used, allocated) token slots: they differ by what the last blocks have still free."""
+    def _count_slots(self) -> None:
+        """Token slots in use: those allocated without what the last blocks have still free."""
         block_tokens = self._pool.block_tokens
-        allocated = self._pool.num_in_use * block_tokens
         unfilled = sum(
             len(request.blocks) * block_tokens - request.num_computed_tokens
             for request in self._running
         )
-        return allocated - unfilled, allocated
+        self._allocated_slots = self._pool.num_in_use * block_tokens
+        self._used_slots = self._allocated_slots - unfilled
+        self._used_slot_steps += self._used_slots
+        self._allocated_slot_steps += self._allocated_slots
 
     # ---- planning
 
@@ -254,13 +256,14 @@ class Scheduler:
         """Give the request blocks for its next tokens; False if it had to be preempted itself."""
         needed = self._pool.blocks_for(request.num_computed_tokens + num_tokens)
         needed -= len(request.blocks)
+        if needed <= 0:
+            return True
         while needed > self._pool.num_available:
             victim = self._running.pop()
             self._preempt(victim)
             if victim is request:
                 return False
-        if needed > 0:
-            request.blocks += self._pool.allocate(needed)
+        request.blocks += self._pool.allocate(needed)
         return True
 
     def _preempt(self, request: Request) -> None:
@@ -289,11 +292,13 @@ class Scheduler:
         if not self._prefix_cache:
             return
         block_tokens = self._pool.block_tokens
-        request.extend_hashes(block_tokens)
         computed = min(request.num_computed_tokens, request.num_known_tokens) // block_tokens
+        if computed <= request.num_named_blocks:
+            return
+        request.extend_hashes(block_tokens)
         for index in range(request.num_named_blocks, computed):
             self._pool.cache.add(request.block_hashes[index], request.blocks[index])
-        request.num_named_blocks = max(request.num_named_blocks, computed)
+        request.num_named_blocks = computed
 
     @staticmethod
     def _finish_reason(request: Request, token_id: int) -> Literal["stop", "length"] | None:
