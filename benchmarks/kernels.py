@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pagestream.kernels import (
@@ -28,6 +29,7 @@ from pagestream.kernels import (
     batch_layout,
     decode_attention,
     linear,
+    linear_silu_mul,
     prefill_attention,
     query_tiles,
     rms_norm,
@@ -204,13 +206,29 @@ def query_tiles_case(seqs: int, q_len: int) -> Case:
 
 
 def linear_case(tokens: int, name: str, inputs: int, outputs: int) -> Case:
-    def make() -> Launch:
+    def make(op: Op = linear) -> Launch:
         x, weight = randn(tokens, inputs), randn(outputs, inputs)
-        return lambda: linear(x, weight)
+        return lambda: op(x, weight)
 
     moved = 2 * (inputs * outputs + tokens * (inputs + outputs))
     flops = 2 * tokens * inputs * outputs
-    return Case("linear", f"{tokens} x {name}", make, moved, moved, flops)
+    return Case(
+        "linear", f"{tokens} x {name}", make, moved, moved, flops,
+        make_reference=lambda: make(F.linear),
+    )  # fmt: skip
+
+
+def linear_silu_mul_case(tokens: int, inputs: int, intermediate: int) -> Case:
+    def make(op: Op = linear_silu_mul) -> Launch:
+        x, weight = randn(tokens, inputs), randn(2 * intermediate, inputs)
+        return lambda: op(x, weight)
+
+    moved = 2 * (2 * inputs * intermediate + tokens * (inputs + intermediate))
+    return Case(
+        "linear_silu_mul", f"{tokens} x {inputs} to {intermediate}", make, moved, moved,
+        flops=4 * tokens * inputs * intermediate,
+        make_reference=lambda: make(lambda x, weight: silu_mul_reference(F.linear(x, weight))),
+    )  # fmt: skip
 
 
 def batch_layout_case(seqs: int, q_len: int) -> Case:
@@ -268,6 +286,7 @@ def cases() -> Iterator[Case]:
     yield from (prefill_attention_case(*shape, *heads) for shape, heads in product(PREFILL, HEADS))
     yield from (query_tiles_case(*shape) for shape in ((16, 512), (256, 32)))
     yield from (linear_case(n, *weight) for n, weight in product((1, 16, 64, 256), WEIGHTS))
+    yield from (linear_silu_mul_case(n, 4096, 14336) for n in (1, 16, 64, 256))
     yield from (batch_layout_case(*shape) for shape in ((1, 1), (256, 1), (16, 512), (1, 8192)))
     yield from (sample_case(n, 128256, columns) for n, columns in product((1, 64, 256), DRAWS))
 

@@ -190,6 +190,38 @@ def check_silu_mul(op: Op, tokens: int, intermediate: int, device: str, dtype: t
     assert_matches(op(gate_up), gate * torch.sigmoid(gate) * up, dtype)
 
 
+def check_linear(
+    op: Op, rows: int, inputs: int, outputs: int, bias: bool, device: str, dtype: torch.dtype
+) -> None:
+    """A product, and a bias, against fp64."""
+    x, weight, b = _linear_operands(rows, inputs, outputs, bias, device, dtype)
+    assert_matches(op(x, weight, b), _linear_oracle(x, weight, b), dtype)
+
+
+def check_linear_silu_mul(
+    op: Op, rows: int, inputs: int, intermediate: int, bias: bool, device: str, dtype: torch.dtype
+) -> None:
+    """A gated product, and a bias, against fp64."""
+    x, weight, b = _linear_operands(rows, inputs, 2 * intermediate, bias, device, dtype)
+    gate, up = _linear_oracle(x, weight, b).chunk(2, dim=-1)
+    assert_matches(op(x, weight, b), gate * torch.sigmoid(gate) * up, dtype)
+
+
+def _linear_operands(
+    rows: int, inputs: int, outputs: int, bias: bool, device: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Operands of a linear layer, x with rows apart; outputs are of the size of 1."""
+    x = randn(rows, 2 * inputs, dtype=dtype, device=device, seed=1)[:, :inputs]
+    weight = randn(outputs, inputs, dtype=dtype, device=device, seed=2) / inputs**0.5
+    b = randn(outputs, dtype=dtype, device=device, seed=3)
+    return x, weight, b if bias else None
+
+
+def _linear_oracle(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = x.cpu().double() @ weight.cpu().double().T
+    return out if bias is None else out + bias.cpu().double()
+
+
 def check_rope_and_cache(
     op: Op,
     heads: int,

@@ -25,6 +25,8 @@ from pagestream.kernels import (
     _triton,
     batch_layout,
     decode_attention,
+    linear,
+    linear_silu_mul,
     prefill_attention,
     rms_norm,
     rope_and_cache,
@@ -80,6 +82,10 @@ def layout() -> None:
     batch_layout(ints, ints, cu_q, ints, ints.bool(), ints, ints.view(4, 1), 16)
 
 
+def product(op: Callable[..., Any], rows: int, inputs: int, outputs: int) -> None:
+    op(torch.empty(rows, inputs, dtype=BF16), torch.empty(outputs, inputs, dtype=BF16))
+
+
 CASES: dict[str, Callable[[], object]] = {
     "decode 32/8 x 128": lambda: decode(32, 8, 128),
     "decode 32/8 x 128, few": lambda: decode(32, 8, 128, seqs=1),
@@ -94,6 +100,11 @@ CASES: dict[str, Callable[[], object]] = {
     "rope 32/8 x 128": lambda: rope(32, 8, 128, norm=False),
     "rope 16/8 x 96, norm": lambda: rope(16, 8, 96, norm=True),
     "rms_norm 4096": lambda: norm(4096),
+    "linear 1 x 4096 to 6144": lambda: product(linear, 1, 4096, 6144),
+    "linear 16 x 14336 to 4096": lambda: product(linear, 16, 14336, 4096),
+    "linear 3 x 864 to 200": lambda: product(linear, 3, 864, 200),
+    "linear_silu_mul 1 x 4096": lambda: product(linear_silu_mul, 1, 4096, 28672),
+    "linear_silu_mul 16 x 1024": lambda: product(linear_silu_mul, 16, 1024, 6144),
     "silu_mul 14336": lambda: silu_mul(torch.empty(4, 28672, dtype=BF16)),
     "batch_layout": layout,
     "sample 128256": lambda: draw(128256),
@@ -118,12 +129,18 @@ def resources(kernel: Any) -> dict[str, Any]:
     registers = re.search(r"Used (\d+) registers", said)
     assert len(spills) == 2, f"unexpected words from ptxas: {said}"
     assert registers, f"unexpected words from ptxas: {said}"
+    ptx = kernel.asm["ptx"]
+    before_wait = ptx.partition("griddepcontrol.wait")[0]
     return {
         "kernel": kernel.metadata.name,
         "registers": int(registers[1]),
         "spilled_bytes": sum(spills),
         "shared_bytes": kernel.metadata.shared,
-        "wgmma": "wgmma.mma_async" in kernel.asm["ptx"],
+        "wgmma": "wgmma.mma_async" in ptx,
+        "may_begin_early": kernel.metadata.launch_pdl,
+        "waits": before_wait != ptx,
+        "reads_before_wait": len(re.findall(r"\b(?:ld\.global|cp\.async\.c[ag])", before_wait)),
+        "writes_before_wait": len(re.findall(r"\b(?:st|atom|red)\.global", before_wait)),
     }
 
 

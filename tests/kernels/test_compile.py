@@ -11,6 +11,13 @@ import pytest
 pytest.importorskip("triton")
 
 PER_BLOCK_SHARED_BYTES = 227 * 1024
+BEGIN_EARLY = {
+    "_batch_layout_kernel",
+    "_few_rows_kernel",
+    "_rms_norm_kernel",
+    "_rope_and_cache_kernel",
+    "_silu_mul_kernel",
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +45,18 @@ def test_prefill_uses_the_tensor_cores_of_a_warpgroup(report):
     assert len(prefill) == 4
     for kernel in prefill:
         assert kernel["wgmma"], kernel
+
+
+def test_a_kernel_that_begins_early_waits_before_it_touches_what_others_write(report):
+    early = [kernel for kernel in report if kernel["may_begin_early"]]
+    assert {kernel["kernel"] for kernel in early} >= BEGIN_EARLY
+    for kernel in early:
+        assert kernel["waits"], kernel
+        assert kernel["writes_before_wait"] == 0, kernel
+        # The norm's weight is nobody's output.
+        assert kernel["reads_before_wait"] == 0 or kernel["kernel"] == "_rms_norm_kernel", kernel
+    for kernel in report:
+        assert kernel["waits"] == kernel["may_begin_early"], kernel
 
 
 def test_the_probe_sees_every_kernel(report):

@@ -1,9 +1,56 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import randn
+from kernel_cases import check_linear, on_every_path, randn
 
-from pagestream.kernels import linear
+from pagestream.kernels import linear, rms_norm
+from pagestream.kernels._few_rows import few_rows_tile
+
+
+@on_every_path
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 512, 70), (5, 300, 96), (16, 1024, 33), (40, 256, 64)]
+)
+def test_matches_fp64(device, dtype, rows, inputs, outputs, bias):
+    check_linear(linear, rows, inputs, outputs, bias, device, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("inputs", "outputs"), [(4096, 6144), (1024, 2048), (14336, 4096)])
+def test_few_rows_know_no_other_row(inputs, outputs):
+    x, weight = (randn(n, inputs, dtype=torch.bfloat16, device="cuda") for n in (16, outputs))
+    most = next(n for n in range(16, 0, -1) if few_rows_tile(x[:n], weight) is not None)
+    whole = linear(x[:most], weight)
+    for rows in range(1, most):
+        if few_rows_tile(x[:rows], weight) is not None:
+            assert torch.equal(linear(x[:rows], weight), whole[:rows]), f"{rows} rows"
+
+
+@pytest.mark.gpu
+def test_a_layer_replayed_in_a_graph_gives_the_same_each_time():
+    """Kernels that begin early read what the ones in front of them wrote, and not before."""
+    weights = [randn(2048, 2048, dtype=torch.bfloat16, device="cuda", seed=n) for n in range(8)]
+    scale = randn(2048, dtype=torch.bfloat16, device="cuda", seed=9)
+    x = randn(4, 2048, dtype=torch.bfloat16, device="cuda", seed=10)
+
+    def forward(pause):
+        out, residual = x, None
+        for weight in weights:
+            out, residual = rms_norm(out, scale, 1e-6, residual)
+            pause()
+            out = linear(out, weight)
+            pause()
+        return out
+
+    expected = forward(torch.cuda.synchronize)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = forward(lambda: None)
+    for _ in range(50):
+        out.zero_()
+        graph.replay()
+        assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("bias", [False, True])

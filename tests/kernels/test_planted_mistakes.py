@@ -10,6 +10,7 @@ import torch
 from kernel_cases import (
     check_batch_layout,
     check_decode,
+    check_linear_silu_mul,
     check_prefill,
     check_rms_norm,
     check_rope_and_cache,
@@ -22,6 +23,7 @@ from pagestream.kernels import Splitting
 CPU = {"device": "cpu", "dtype": torch.float32}
 norm = partial(check_rms_norm, tokens=3, hidden=100, residual=True, **CPU)
 silu = partial(check_silu_mul, tokens=2, intermediate=50, **CPU)
+gated = partial(check_linear_silu_mul, rows=3, inputs=300, intermediate=70, bias=True, **CPU)
 rope = partial(
     check_rope_and_cache, heads=9, kv_heads=3, head_dim=64, rotary_dim=48, norm=True, **CPU
 )
@@ -32,6 +34,9 @@ prefill = partial(check_prefill, lens=[(1, 1), (70, 150)], heads=6, kv_heads=2, 
 windowed_prefill = partial(prefill, window=40)
 draw = partial(check_sample, **CPU)
 
+LAUNCHED_BY = {"_paged": "decode_attention", "_few_rows": "linear_silu_mul"}
+"""An op of each module that only ops import."""
+
 MISTAKES = [
     ("rms_norm", norm, "axis=0) / HIDDEN + eps", "axis=0) / HIDDEN"),
     ("rms_norm", norm, "axis=0) / HIDDEN + eps", "axis=0) / BLOCK + eps"),
@@ -39,6 +44,15 @@ MISTAKES = [
     ("rms_norm", norm, ".to(tl.float32) * weight", ".to(tl.float32)"),
     ("silu_mul", silu, "tl.exp(-wide)", "tl.exp(wide)"),
     ("silu_mul", silu, "gate_ptr + INTERMEDIATE", "gate_ptr"),
+    ("_few_rows", gated, "bias_ptr + outputs, output", "bias_ptr, output"),
+    ("_few_rows", gated, "outputs.to(tl.int64) * weight_stride", "outputs.to(tl.int64) * 0"),
+    ("_few_rows", gated, "weight_row + at, mask=at < inputs", "weight_row + at, mask=at < begin"),
+    ("_few_rows", gated, "output < outputs", "output < outputs - 1"),
+    ("_few_rows", gated, "tl.exp(-result)", "tl.exp(result)"),
+    ("_few_rows", gated, "* up_out", ""),
+    ("_few_rows", gated, "acc += tl.load", "acc -= tl.load"),
+    ("_few_rows", gated, "range(0, inputs, INPUTS_BLOCK)", "range(0, inputs - INPUTS_BLOCK, INPUTS_BLOCK)"),
+    ("_few_rows", gated, "row.to(tl.int64)[:, None] * x_stride", "row.to(tl.int64)[:, None] * inputs"),
     ("rope_and_cache", rope, "tl.where(dims < HALF, -sin, sin)", "tl.where(dims < HALF, sin, -sin)"),
     ("rope_and_cache", rope, "cos_sin_ptr + HALF + dims % HALF", "cos_sin_ptr + dims % HALF"),
     ("rope_and_cache", rope, "turns = dims < ROTARY_DIM", "turns = dims < HEAD_DIM"),
@@ -84,7 +98,7 @@ MISTAKES = [
 def altered(name, was, becomes, folder, monkeypatch):
     """The op of a module whose source says `becomes` where it said `was`."""
     package = "pagestream.kernels"
-    op_module = sys.modules[f"{package}.{'decode_attention' if name == '_paged' else name}"]
+    op_module = sys.modules[f"{package}.{LAUNCHED_BY.get(name, name)}"]
 
     def load(module, old, new):
         text = inspect.getsource(module)
@@ -98,11 +112,10 @@ def altered(name, was, becomes, folder, monkeypatch):
         spec.loader.exec_module(made)
         return made
 
-    if name == "_paged":
-        monkeypatch.setitem(
-            sys.modules, f"{package}._paged", load(sys.modules[f"{package}._paged"], was, becomes)
-        )
-        was = becomes = "_TILE = 64"
+    if name in LAUNCHED_BY:
+        part = f"{package}.{name}"
+        monkeypatch.setitem(sys.modules, part, load(sys.modules[part], was, becomes))
+        was = becomes = ""
     made = load(op_module, was, becomes)
     op = getattr(made, op_module.__name__.rpartition(".")[2])
     return partial(op, splitting=Splitting(128, 16)) if hasattr(made, "Splitting") else op

@@ -6,6 +6,7 @@
     prefill_attention  prompts and pieces of prompts over their cache: bound by compute
     silu_mul           the gated activation of the MLP
     linear             a matrix product whose rows do not depend on the batch
+    linear_silu_mul    the MLP's fused projection and its activation at once
     batch_layout       a step's token ids, positions and cache slots, made on the device
     sample             the next token of each sequence
 
@@ -31,6 +32,7 @@ Axes, by name, everywhere:
 from .batch_layout import Layout, batch_layout
 from .decode_attention import FIXED_SPLITTING, Splitting, decode_attention
 from .linear import linear
+from .linear_silu_mul import linear_silu_mul
 from .prefill_attention import prefill_attention, query_tiles
 from .rms_norm import rms_norm
 from .rope_and_cache import rope_and_cache
@@ -45,6 +47,7 @@ __all__ = [
     "batch_layout",
     "decode_attention",
     "linear",
+    "linear_silu_mul",
     "prefill_attention",
     "query_tiles",
     "rms_norm",

@@ -4,6 +4,7 @@ Triton has no wheel for some machines that serve on their CPU alone; there the r
 that runs, and the names below only let the modules be imported. This module knows no op.
 """
 
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     class tl(metaclass=_AnyName):
         constexpr = Any
 
-    triton: Any
+    class triton(metaclass=_AnyName): ...
 else:
     try:
         import triton
@@ -58,4 +59,47 @@ def runs_kernel(tensor: Tensor) -> bool:
     return tensor.is_cuda or KERNELS_ON_CPU
 
 
-__all__ = ["KERNELS_ON_CPU", "LOG2E", "runs_kernel", "tl", "triton"]
+@functools.cache
+def _overlaps() -> bool:
+    """Whether a kernel may begin while the one before it ends: from Hopper on."""
+    if triton.knobs.runtime.interpret:
+        return False
+    target = triton.runtime.driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch >= 90
+
+
+def overlapping_launch() -> dict[str, bool]:
+    """Launch options of a kernel that may begin before the kernel in front of it has ended.
+
+    Such a kernel takes `PDL: tl.constexpr`, may read what no kernel writes (weights), and calls
+    `wait_for_inputs(PDL)` in every program before anything else, writes included: behind it
+    everything launched earlier has ended, because those kernels waited too. A kernel launched
+    without these options begins when all before it have ended, as ever.
+    """
+    return {"PDL": True, "launch_pdl": True} if _overlaps() else {"PDL": False}
+
+
+@triton.jit
+def start_dependents(PDL: tl.constexpr):
+    """Let the next kernel take the SMs' free places; it waits for this one by itself."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_inputs(PDL: tl.constexpr):
+    """Wait until the kernels before this one have ended and what they wrote can be read."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+
+__all__ = [
+    "KERNELS_ON_CPU",
+    "LOG2E",
+    "overlapping_launch",
+    "runs_kernel",
+    "start_dependents",
+    "tl",
+    "triton",
+    "wait_for_inputs",
+]

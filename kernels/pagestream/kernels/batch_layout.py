@@ -11,7 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._triton import runs_kernel, tl, triton
+from ._triton import (
+    overlapping_launch,
+    runs_kernel,
+    start_dependents,
+    tl,
+    triton,
+    wait_for_inputs,
+)
 
 _BLOCK = 1024
 
@@ -97,6 +104,7 @@ def batch_layout(
         tokens,
         BLOCK_SIZE=block_size,
         BLOCK=_BLOCK,
+        **overlapping_launch(),
     )
     return layout
 
@@ -125,8 +133,11 @@ def _batch_layout_kernel(
     tokens,
     BLOCK_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a sequence, and one for the padding behind the last."""
+    start_dependents(PDL)
+    wait_for_inputs(PDL)
     seq = tl.program_id(0)
     begin = tl.load(cu_q_ptr + seq)
     if seq == seqs:

@@ -12,7 +12,14 @@ Source: Zhang & Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.074
 import torch
 from torch import Tensor
 
-from ._triton import runs_kernel, tl, triton
+from ._triton import (
+    overlapping_launch,
+    runs_kernel,
+    start_dependents,
+    tl,
+    triton,
+    wait_for_inputs,
+)
 
 
 def rms_norm_reference(
@@ -59,6 +66,7 @@ def rms_norm(
             BLOCK=block,
             HAS_RESIDUAL=residual is not None,
             num_warps=min(max(block // 512, 1), 16),
+            **overlapping_launch(),
         )
     return normed, summed
 
@@ -76,11 +84,15 @@ def _rms_norm_kernel(
     HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a token."""
+    start_dependents(PDL)
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < HIDDEN
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    wait_for_inputs(PDL)
     x = tl.load(x_ptr + token * x_stride + columns, mask=inside, other=0.0)
     if HAS_RESIDUAL:
         residual = tl.load(residual_ptr + token * residual_stride + columns, mask=inside, other=0.0)
@@ -88,6 +100,5 @@ def _rms_norm_kernel(
         tl.store(summed_ptr + token * HIDDEN + columns, x, mask=inside)
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / HIDDEN + eps)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     normed = (wide * scale).to(x.dtype).to(tl.float32) * weight
     tl.store(normed_ptr + token * HIDDEN + columns, normed.to(x.dtype), mask=inside)

@@ -17,7 +17,14 @@ arXiv:2505.09388.
 import torch
 from torch import Tensor
 
-from ._triton import runs_kernel, tl, triton
+from ._triton import (
+    overlapping_launch,
+    runs_kernel,
+    start_dependents,
+    tl,
+    triton,
+    wait_for_inputs,
+)
 from .rms_norm import rms_norm_reference
 
 _HEADS_PER_PROGRAM = 8
@@ -114,6 +121,7 @@ def rope_and_cache(
             Q_NORM=q_norm is not None,
             K_NORM=k_norm is not None,
             num_warps=4,
+            **overlapping_launch(),
         )
     return q
 
@@ -176,8 +184,11 @@ def _rope_and_cache_kernel(
     DIM_BLOCK: tl.constexpr,
     Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a token and HEADS_BLOCK heads: of q, or of k and v together."""
+    start_dependents(PDL)
+    wait_for_inputs(PDL)
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     dims = tl.arange(0, DIM_BLOCK)[None, :]

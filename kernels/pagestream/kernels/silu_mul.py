@@ -10,7 +10,14 @@ Source: Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202, eq. 5 (Sw
 import torch
 from torch import Tensor
 
-from ._triton import runs_kernel, tl, triton
+from ._triton import (
+    overlapping_launch,
+    runs_kernel,
+    start_dependents,
+    tl,
+    triton,
+    wait_for_inputs,
+)
 
 _BLOCK = 1024
 
@@ -42,7 +49,12 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     if tokens:
         grid = (tokens, triton.cdiv(intermediate, _BLOCK))
         _silu_mul_kernel[grid](
-            out, gate_up, gate_up.stride(0), INTERMEDIATE=intermediate, BLOCK=_BLOCK
+            out,
+            gate_up,
+            gate_up.stride(0),
+            INTERMEDIATE=intermediate,
+            BLOCK=_BLOCK,
+            **overlapping_launch(),
         )
     return out
 
@@ -54,8 +66,11 @@ def _silu_mul_kernel(
     gate_up_stride,
     INTERMEDIATE: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a token and BLOCK columns."""
+    start_dependents(PDL)
+    wait_for_inputs(PDL)
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < INTERMEDIATE

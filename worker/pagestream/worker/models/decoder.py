@@ -22,7 +22,6 @@ from pagestream.kernels import (
     query_tiles,
     rms_norm,
     rope_and_cache,
-    silu_mul,
 )
 
 from .inputs import ForwardInputs, LayerCache
@@ -229,4 +228,4 @@ class Mlp:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Shapes: x [tokens, hidden] -> [tokens, hidden]."""
-        return self.down(silu_mul(self.gate_up(x)))
+        return self.down(self.gate_up.silu_mul(x))

@@ -1,12 +1,12 @@
 """A projection: a weight, perhaps a bias, and the op that applies them.
 
-The decoder only calls it, so that other storage of the weight is another class with the same call.
+The decoder only calls it, so that other storage of the weight is another class with the same calls.
 """
 
 import torch
 from torch import Tensor
 
-from pagestream.kernels import linear
+from pagestream.kernels import linear, linear_silu_mul
 
 
 class Linear:
@@ -23,3 +23,7 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """Shapes: x [tokens, in] -> [tokens, out]."""
         return linear(x, self.weight, self.bias)
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        """silu(gate) · up of the output's halves. Shapes: x [tokens, in] -> [tokens, out / 2]."""
+        return linear_silu_mul(x, self.weight, self.bias)

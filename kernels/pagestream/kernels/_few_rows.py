@@ -1,0 +1,191 @@
+"""The product of few rows with a weight, plain or gated.
+
+Few rows are bound by the bandwidth of the weights, which the kernel streams once. A program owns a
+tile of outputs for all rows and sums over all inputs in order, so no partial sums meet between
+programs, and a row's bits depend on no other row. Its first weights are asked for while the kernel
+in front still runs, and come from the L2 cache when the rows are there. The module knows nothing of
+what the weights mean, nor of other ways to multiply.
+
+Source: programmatic dependent launch, as NVIDIA's "CUDA Programming Guide" describes it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._triton import (
+    overlapping_launch,
+    runs_kernel,
+    start_dependents,
+    tl,
+    triton,
+    wait_for_inputs,
+)
+
+
+class Tile(NamedTuple):
+    """How the kernel is cut: outputs a program, inputs a step, and the pipeline over the steps."""
+
+    outputs: int
+    inputs: int
+    stages: int
+    warps: int
+    ahead: int = 256
+    """Inputs in a run of weights asked for before the kernel in front has ended; 0: none."""
+
+
+_MAX_ROWS = 16
+
+
+def tile_for(rows: int, outputs: int, inputs: int, *, gated: bool = False) -> Tile | None:
+    """The tile that measured fastest; None where cuBLAS did.
+
+    `inputs` of a tile may follow from the weight's shape but not from the rows: it fixes the order
+    of the sums.
+    """
+    if rows > _MAX_ROWS:
+        return None
+    return Tile(32, 256, 3 if gated else 4, 4)
+
+
+def few_rows_tile(x: Tensor, weight: Tensor, *, gated: bool = False) -> Tile | None:
+    """The tile for these operands, or None where another op multiplies them."""
+    if not runs_kernel(x) or not len(x):
+        return None
+    if x.is_cuda and x.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if not x.stride(1) == weight.stride(1) == 1:
+        return None
+    return tile_for(len(x), *weight.shape, gated=gated)
+
+
+def few_rows(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile, *, gated: bool = False
+) -> Tensor:
+    """Return x @ weight.T + bias or, gated, silu(gate) * up of its halves, gate first.
+
+    Shapes: x [rows, inputs], weight [outputs, inputs], bias [outputs] -> [rows, outputs], gated
+    half as many; fp16 or bf16, sums in fp32.
+    """
+    rows, inputs = x.shape
+    outputs = len(weight) // 2 if gated else len(weight)
+    out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
+    rows_block = min(max(8, triton.next_power_of_2(rows)), 256)
+    whole = inputs % tile.inputs == 0
+    # What is asked for ahead is in runs of 16 bytes.
+    aligned = weight.data_ptr() % 16 == 0 and weight.stride(0) % 8 == 0
+    grid = (triton.cdiv(rows, rows_block), triton.cdiv(outputs, tile.outputs))
+    _few_rows_kernel[grid](
+        out,
+        x,
+        weight,
+        weight if bias is None else bias,
+        rows,
+        outputs,
+        inputs,
+        x.stride(0),
+        weight.stride(0),
+        ROWS_BLOCK=rows_block,
+        OUTPUTS_BLOCK=tile.outputs,
+        INPUTS_BLOCK=tile.inputs,
+        WHOLE=whole,
+        AHEAD=tile.ahead if aligned and tile.ahead <= inputs else 0,
+        GATED=gated,
+        HAS_BIAS=bias is not None,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        **overlapping_launch(),
+    )
+    return out
+
+
+@triton.jit
+def _prefetch(weight_ptr, first, outputs, inputs, stride, ROWS: tl.constexpr, AHEAD: tl.constexpr):
+    """Ask for the first inputs of ROWS outputs' weights: 128 runs of AHEAD elements."""
+    RUNS: tl.constexpr = 128 // ROWS if ROWS < 128 else 1
+    run = tl.arange(0, 128)
+    output = tl.minimum(first + run // RUNS, outputs - 1).to(tl.int64)
+    input = tl.minimum(run % RUNS * AHEAD, inputs - AHEAD)
+    size = tl.full([128], AHEAD * (weight_ptr.dtype.element_ty.primitive_bitwidth // 8), tl.int32)
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [(weight_ptr + output * stride + input).to(tl.int64), size],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def _rounded_sum(acc, bias_ptr, output, inside, dtype: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """The layer's outputs in its dtype, fp32 again."""
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + output, mask=inside, other=0.0).to(tl.float32)[:, None]
+    return acc.to(dtype).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _few_rows_kernel(
+    out_ptr,  # [rows, outputs]
+    x_ptr,  # [rows, inputs]
+    weight_ptr,  # [outputs, inputs], gated: twice as many outputs
+    bias_ptr,  # [outputs], likewise
+    rows,
+    outputs,
+    inputs,
+    x_stride,
+    weight_stride,
+    ROWS_BLOCK: tl.constexpr,
+    OUTPUTS_BLOCK: tl.constexpr,
+    INPUTS_BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    AHEAD: tl.constexpr,
+    GATED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One program a tile of outputs and rows; the weights are the product's first operand."""
+    first = tl.program_id(1) * OUTPUTS_BLOCK
+    up_ptr = weight_ptr + outputs.to(tl.int64) * weight_stride
+    if PDL and AHEAD > 0:
+        _prefetch(weight_ptr, first, outputs, inputs, weight_stride, OUTPUTS_BLOCK, AHEAD)
+        if GATED:
+            _prefetch(up_ptr, first, outputs, inputs, weight_stride, OUTPUTS_BLOCK, AHEAD)
+    start_dependents(PDL)
+    wait_for_inputs(PDL)
+
+    output = first + tl.arange(0, OUTPUTS_BLOCK)
+    row = tl.program_id(0) * ROWS_BLOCK + tl.arange(0, ROWS_BLOCK)
+    step = tl.arange(0, INPUTS_BLOCK)
+    # Outputs past the last repeat it, so that loads need no mask; they are not stored.
+    weight_row = tl.minimum(output, outputs - 1).to(tl.int64)[:, None] * weight_stride
+    x_row = row.to(tl.int64)[:, None] * x_stride
+    in_rows = (row < rows)[:, None]
+    acc = tl.zeros([OUTPUTS_BLOCK, ROWS_BLOCK], tl.float32)
+    up_acc = tl.zeros([OUTPUTS_BLOCK, ROWS_BLOCK], tl.float32)
+    for begin in range(0, inputs, INPUTS_BLOCK):
+        at = (begin + step)[None, :]
+        if WHOLE:
+            x = tl.load(x_ptr + x_row + at, mask=in_rows, other=0.0)
+            weight = tl.load(weight_ptr + weight_row + at, eviction_policy="evict_first")
+        else:
+            x = tl.load(x_ptr + x_row + at, mask=in_rows & (at < inputs), other=0.0)
+            weight = tl.load(weight_ptr + weight_row + at, mask=at < inputs, other=0.0)
+        acc = tl.dot(weight, tl.trans(x), acc, input_precision="ieee")
+        if GATED:
+            if WHOLE:
+                up = tl.load(up_ptr + weight_row + at, eviction_policy="evict_first")
+            else:
+                up = tl.load(up_ptr + weight_row + at, mask=at < inputs, other=0.0)
+            up_acc = tl.dot(up, tl.trans(x), up_acc, input_precision="ieee")
+
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    inside = output < outputs
+    result = _rounded_sum(acc, bias_ptr, output, inside, dtype, HAS_BIAS)
+    if GATED:
+        up_out = _rounded_sum(up_acc, bias_ptr + outputs, output, inside, dtype, HAS_BIAS)
+        result = (result / (tl.exp(-result) + 1.0)).to(dtype).to(tl.float32) * up_out
+    out_at = row.to(tl.int64)[None, :] * outputs + output[:, None]
+    tl.store(out_ptr + out_at, result.to(dtype), mask=inside[:, None] & (row < rows)[None, :])

@@ -1,0 +1,34 @@
+"""The gated MLP's first half: silu(gate) * up on the outputs of one fused projection.
+
+    out = dtype(silu(gate)) * up,  gate and up the halves of dtype(x @ weight.T + bias)
+
+For few rows one kernel does both and the projection's output never leaves the chip; more rows are
+`linear` and `silu_mul` one after the other. The module knows nothing of the layer around it.
+
+Source: Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202, eq. 5 (SwiGLU).
+"""
+
+from torch import Tensor
+
+from ._few_rows import few_rows, few_rows_tile
+from .linear import linear, linear_reference
+from .silu_mul import silu_mul, silu_mul_reference
+
+
+def linear_silu_mul_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear_silu_mul` in plain torch; also what serves on the CPU."""
+    return silu_mul_reference(linear_reference(x, weight, bias))
+
+
+def linear_silu_mul(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return silu(gate) * up of the halves of x @ weight.T + bias, gate first.
+
+    Shapes: x [tokens, inputs], weight [2 * intermediate, inputs], bias [2 * intermediate] ->
+    [tokens, intermediate]. Sums in fp32; gate, up and silu(gate) are each rounded to the dtype, as
+    `silu_mul` of `linear` rounds them.
+    """
+    assert x.shape[1:] == weight.shape[1:], f"{tuple(x.shape)} times {tuple(weight.shape)}.T"
+    assert len(weight) % 2 == 0, f"gate_up {tuple(weight.shape)}"
+    if tile := few_rows_tile(x, weight, gated=True):
+        return few_rows(x, weight, bias, tile, gated=True)
+    return silu_mul(linear(x, weight, bias))
