@@ -33,6 +33,15 @@ on_every_path = pytest.mark.parametrize(
     ],
 )
 
+on_every_kernel = pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        pytest.param("cpu", torch.float32, id="fp32", marks=pytest.mark.interpreter),
+        pytest.param("cpu", torch.float16, id="fp16", marks=pytest.mark.interpreter),
+        pytest.param("cuda", torch.bfloat16, id="bf16", marks=pytest.mark.gpu),
+    ],
+)
+
 on_every_device = pytest.mark.parametrize(
     "device",
     [

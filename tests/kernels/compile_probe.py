@@ -89,6 +89,8 @@ def product(op: Callable[..., Any], rows: int, inputs: int, outputs: int) -> Non
 CASES: dict[str, Callable[[], object]] = {
     "decode 32/8 x 128": lambda: decode(32, 8, 128),
     "decode 32/8 x 128, few": lambda: decode(32, 8, 128, seqs=1),
+    "decode 32/8 x 128, some": lambda: decode(32, 8, 128, seqs=32),
+    "decode 16/8 x 256, some": lambda: decode(16, 8, 256, seqs=32),
     "decode 32/32 x 96": lambda: decode(32, 32, 96),
     "decode 16/8 x 256": lambda: decode(16, 8, 256),
     "decode 16/8 x 256, few": lambda: decode(16, 8, 256, seqs=1),

@@ -1,10 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import check_linear, on_every_path, randn
+from kernel_cases import check_linear, on_every_kernel, on_every_path, randn
 
 from pagestream.kernels import linear, rms_norm
-from pagestream.kernels._few_rows import few_rows_tile
+from pagestream.kernels._few_rows import Tile, few_rows, few_rows_tile
 
 
 @on_every_path
@@ -16,15 +18,22 @@ def test_matches_fp64(device, dtype, rows, inputs, outputs, bias):
     check_linear(linear, rows, inputs, outputs, bias, device, dtype)
 
 
+@on_every_kernel
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 5, 16, 40])
+def test_few_rows_match_fp64(device, dtype, rows, bias):
+    op = partial(few_rows, tile=Tile(32, 128, 3, 4))
+    check_linear(op, rows, 300, 70, bias, device, dtype)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("inputs", "outputs"), [(4096, 6144), (1024, 2048), (14336, 4096)])
 def test_few_rows_know_no_other_row(inputs, outputs):
     x, weight = (randn(n, inputs, dtype=torch.bfloat16, device="cuda") for n in (16, outputs))
-    most = next(n for n in range(16, 0, -1) if few_rows_tile(x[:n], weight) is not None)
-    whole = linear(x[:most], weight)
-    for rows in range(1, most):
-        if few_rows_tile(x[:rows], weight) is not None:
-            assert torch.equal(linear(x[:rows], weight), whole[:rows]), f"{rows} rows"
+    tile = few_rows_tile(x, weight) or Tile(32, 256, 4, 4)
+    whole = few_rows(x, weight, None, tile)
+    for rows in range(1, 16):
+        assert torch.equal(few_rows(x[:rows], weight, None, tile), whole[:rows]), f"{rows} rows"
 
 
 @pytest.mark.gpu

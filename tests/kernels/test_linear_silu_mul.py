@@ -1,8 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
-from kernel_cases import check_linear_silu_mul, on_every_path, randn
+from kernel_cases import check_linear_silu_mul, on_every_kernel, on_every_path, randn
 
 from pagestream.kernels import linear, linear_silu_mul, silu_mul
+from pagestream.kernels._few_rows import Tile, few_rows
 
 
 @on_every_path
@@ -12,6 +15,14 @@ from pagestream.kernels import linear, linear_silu_mul, silu_mul
 )
 def test_matches_fp64(device, dtype, rows, inputs, intermediate, bias):
     check_linear_silu_mul(linear_silu_mul, rows, inputs, intermediate, bias, device, dtype)
+
+
+@on_every_kernel
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 5, 16, 40])
+def test_few_rows_match_fp64(device, dtype, rows, bias):
+    op = partial(few_rows, tile=Tile(32, 128, 3, 4), gated=True)
+    check_linear_silu_mul(op, rows, 300, 70, bias, device, dtype)
 
 
 @on_every_path

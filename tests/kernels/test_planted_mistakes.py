@@ -19,6 +19,7 @@ from kernel_cases import (
 from sampling_cases import check_sample
 
 from pagestream.kernels import Splitting
+from pagestream.kernels._few_rows import Tile
 
 CPU = {"device": "cpu", "dtype": torch.float32}
 norm = partial(check_rms_norm, tokens=3, hidden=100, residual=True, **CPU)
@@ -34,7 +35,7 @@ prefill = partial(check_prefill, lens=[(1, 1), (70, 150)], heads=6, kv_heads=2, 
 windowed_prefill = partial(prefill, window=40)
 draw = partial(check_sample, **CPU)
 
-LAUNCHED_BY = {"_paged": "decode_attention", "_few_rows": "linear_silu_mul"}
+LAUNCHED_BY = {"_paged": "decode_attention"}
 """An op of each module that only ops import."""
 
 MISTAKES = [
@@ -94,6 +95,11 @@ MISTAKES = [
 ]  # fmt: skip
 # ruff: noqa: E501
 
+OPTIONS = {
+    "decode_attention": {"splitting": Splitting(128, 16)},
+    "_few_rows": {"tile": Tile(16, 128, 2, 4), "gated": True},
+}
+
 
 def altered(name, was, becomes, folder, monkeypatch):
     """The op of a module whose source says `becomes` where it said `was`."""
@@ -117,8 +123,8 @@ def altered(name, was, becomes, folder, monkeypatch):
         monkeypatch.setitem(sys.modules, part, load(sys.modules[part], was, becomes))
         was = becomes = ""
     made = load(op_module, was, becomes)
-    op = getattr(made, op_module.__name__.rpartition(".")[2])
-    return partial(op, splitting=Splitting(128, 16)) if hasattr(made, "Splitting") else op
+    op_name = op_module.__name__.rpartition(".")[2]
+    return partial(getattr(made, op_name.removeprefix("_")), **OPTIONS.get(op_name, {}))
 
 
 @pytest.mark.interpreter

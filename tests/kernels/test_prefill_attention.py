@@ -59,7 +59,7 @@ def test_query_tiles_cover_every_query_once(device):
         assert tiles == []
         return
     used = [(seq, query) for seq, query in tiles if query < lens[seq]]
-    assert used == [(i, first) for i, n in enumerate(lens) for first in range(0, n, 64)]
+    assert used == [(i, first) for i, n in enumerate(lens) for first in range(0, n, 32)]
     assert used == [(seq, query) for seq, query in tiles[: len(used)]]
 
 

@@ -31,22 +31,36 @@ class Tile(NamedTuple):
     inputs: int
     stages: int
     warps: int
-    ahead: int = 256
+    ahead: int = 128
     """Inputs in a run of weights asked for before the kernel in front has ended; 0: none."""
 
 
-_MAX_ROWS = 16
+_HEAD_OUTPUTS = 65536
+"""From here on a weight keeps every SM busy for several tiles: the LM head's does."""
+_WAVE_OUTPUTS = 132 * 32
+"""Up to here tiles of 32 outputs run all at once, one an SM, and none has to wait for another."""
 
 
 def tile_for(rows: int, outputs: int, inputs: int, *, gated: bool = False) -> Tile | None:
-    """The tile that measured fastest; None where cuBLAS did.
+    """The tile that measured fastest in a chain of layers on an H200; None where cuBLAS did.
 
     `inputs` of a tile may follow from the weight's shape but not from the rows: it fixes the order
     of the sums.
     """
-    if rows > _MAX_ROWS:
+    if rows > 64:
         return None
-    return Tile(32, 256, 3 if gated else 4, 4)
+    small = _WAVE_OUTPUTS < outputs < 2 * _WAVE_OUTPUTS and inputs <= 2048
+    if gated:
+        if rows > 16:
+            return None if small else Tile(64, 64, 4, 4)
+        return Tile(64, 128, 3, 4) if small and rows > 1 else None
+    if rows > 16:
+        if outputs >= _HEAD_OUTPUTS:
+            return Tile(64, 128, 3, 4)
+        return Tile(64, 128, 4, 4) if small else None
+    if outputs >= _HEAD_OUTPUTS:
+        return Tile(64, 256, 3, 4)
+    return Tile(32, 512, 4, 4) if outputs <= _WAVE_OUTPUTS else None
 
 
 def few_rows_tile(x: Tensor, weight: Tensor, *, gated: bool = False) -> Tile | None:

@@ -18,9 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._paged import cache_offsets, cache_slots, check_cache, sampled_product
-from ._triton import LOG2E, runs_kernel, tl, triton
-
-_TILE = 64
+from ._triton import (
+    LOG2E,
+    overlapping_launch,
+    runs_kernel,
+    start_dependents,
+    tl,
+    triton,
+    wait_for_inputs,
+)
 
 
 class Splitting(NamedTuple):
@@ -32,25 +38,33 @@ class Splitting(NamedTuple):
 
     min_tokens: int
     max_splits: int
+    tile: int = 64
+    """Keys read at a time."""
+    warps: int = 4
+    stages: int = 3
 
 
 FIXED_SPLITTING = Splitting(512, 16)
 """For any batch: what a sequence gives alone it gives among others."""
 
 _SPLITTINGS = (
-    # (programs without splits, at most; splitting)
-    (64, Splitting(128, 32)),
-    (264, Splitting(256, 16)),
+    # (programs without splits, at most; splitting), as measured on an H200
+    (32, Splitting(128, 32, stages=5)),
+    (64, Splitting(512, 16, stages=5)),
+    (264, Splitting(1024, 16, tile=128, warps=8)),
 )
-_MANY = Splitting(1024, 16)
-_FEW_PROGRAMS = 264
-"""Without splits, two for each of an H200's 132 SMs: up to that, latency counts."""
+_MANY = Splitting(2048, 16)
 
 
-def fastest_splitting(seqs: int, kv_heads: int) -> Splitting:
-    """The splitting that measured fastest for a batch: shorter splits where there is room."""
+def fastest_splitting(seqs: int, kv_heads: int, head_dim: int) -> Splitting:
+    """The splitting that measured fastest for a batch.
+
+    Where there are few programs, shorter splits make more of them, and more loads in flight hide
+    the latency; where there are many, a split only costs its own beginning and end.
+    """
     programs = seqs * kv_heads
-    return next((splitting for most, splitting in _SPLITTINGS if programs <= most), _MANY)
+    splitting = next((split for most, split in _SPLITTINGS if programs <= most), _MANY)
+    return splitting if head_dim <= 128 else splitting._replace(tile=64, warps=4)
 
 
 def decode_attention_reference(
@@ -145,7 +159,8 @@ def decode_attention(
     out = torch.empty_like(q) if out is None else out
     assert out.stride()[1:] == q.stride()[1:], "out must be contiguous"
     seqs, (heads, head_dim), kv_heads = len(rows), q.shape[1:], k_cache.shape[2]
-    min_tokens, max_splits = splitting or fastest_splitting(seqs, kv_heads)
+    splitting = splitting or fastest_splitting(seqs, kv_heads, head_dim)
+    min_tokens, max_splits = splitting.min_tokens, splitting.max_splits
     longest = max_kv_len if window is None else min(max_kv_len, window + min_tokens)
     splits = max(min(triton.cdiv(longest, min_tokens), max_splits), 1)
     places = (seqs, heads, splits if splits > 1 else 0)
@@ -155,7 +170,7 @@ def decode_attention(
         arrivals = torch.zeros(seqs * kv_heads, dtype=torch.int32, device=q.device)
     assert arrivals.numel() >= seqs * kv_heads, f"{arrivals.numel()} arrivals"
     if seqs:
-        _decode_attention_kernel[(seqs, kv_heads, splits)](
+        _decode_attention_kernel[(kv_heads, seqs, splits)](
             out,
             partial,
             lse,
@@ -178,11 +193,12 @@ def decode_attention(
             DIM_BLOCK=triton.next_power_of_2(head_dim),
             BLOCK_SIZE=k_cache.shape[1],
             WINDOW=window,
-            TILE=_TILE,
+            TILE=splitting.tile,
             MIN_SPLIT_TOKENS=min_tokens,
             MAX_SPLITS=max_splits,
-            num_warps=4,
-            num_stages=5 if seqs * kv_heads <= _FEW_PROGRAMS else 2,
+            num_warps=splitting.warps,
+            num_stages=splitting.stages,
+            **overlapping_launch(),
         )
     return out
 
@@ -263,9 +279,15 @@ def _decode_attention_kernel(
     TILE: tl.constexpr,
     MIN_SPLIT_TOKENS: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """One program a (sequence, kv head, split); an only split writes the output itself."""
-    seq, kv_head, at_split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    """One program a (sequence, kv head, split); an only split writes the output itself.
+
+    The kv heads of a sequence are neighbours: what they read at a time is in one place.
+    """
+    kv_head, seq, at_split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    start_dependents(PDL)
+    wait_for_inputs(PDL)
     kv_len = tl.load(kv_lens_ptr + seq)
     first_key, first, splits, split_tokens = _own_splits(
         kv_len, WINDOW, TILE, MIN_SPLIT_TOKENS, MAX_SPLITS

@@ -20,10 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._paged import cache_offsets, cache_slots, check_cache, gather
-from ._triton import LOG2E, runs_kernel, tl, triton
+from ._triton import (
+    LOG2E,
+    overlapping_launch,
+    runs_kernel,
+    start_dependents,
+    tl,
+    triton,
+    wait_for_inputs,
+)
 
 _TILE = 64
-_BLOCK_M, _WIDE_BLOCK_M = 128, 64
+_BLOCK_M = 64
 _SEQS_BLOCK = 256
 
 
@@ -144,8 +152,9 @@ def prefill_attention(
             BLOCK_SIZE=k_cache.shape[1],
             WINDOW=window,
             TILE=_TILE,
-            num_warps=8,  # 4 spill registers at head_dim 128
-            num_stages=2 if block_m == _WIDE_BLOCK_M else 3,
+            num_warps=8 if _is_wide(q) else 4,
+            num_stages=2,
+            **overlapping_launch(),
         )
     return out
 
@@ -165,17 +174,28 @@ def query_tiles(q: Tensor, kv_heads: int, cu_q: Tensor, *, max_seqs: int | None 
     tiles = torch.empty((count, 2), dtype=torch.int32, device=q.device)
     if count:
         _query_tiles_kernel[(seqs + 1,)](
-            tiles, cu_q, seqs, count, BLOCK_Q=block_q, BLOCK=_SEQS_BLOCK, num_warps=1
+            tiles,
+            cu_q,
+            seqs,
+            count,
+            BLOCK_Q=block_q,
+            BLOCK=_SEQS_BLOCK,
+            num_warps=1,
+            **overlapping_launch(),
         )
     return tiles
 
 
 def _query_blocks(q: Tensor, kv_heads: int) -> tuple[int, int]:
     """Rows of a program, and queries: a query has a row for each head that shares its kv head."""
-    group, head_dim = q.shape[1] // kv_heads, q.shape[2]
-    wide = head_dim * q.element_size() > 256
-    block_m = max(_WIDE_BLOCK_M if wide else _BLOCK_M, triton.next_power_of_2(group))
+    group = q.shape[1] // kv_heads
+    block_m = max(_BLOCK_M, triton.next_power_of_2(group))
     return block_m, block_m // group
+
+
+def _is_wide(q: Tensor) -> bool:
+    """Whether a head takes more than the registers of 4 warps."""
+    return q.shape[2] * q.element_size() > 256
 
 
 @triton.jit(do_not_specialize=["seqs", "count"], do_not_specialize_on_alignment=["cu_q_ptr"])
@@ -186,8 +206,11 @@ def _query_tiles_kernel(
     count,
     BLOCK_Q: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a sequence, behind the tiles of those before it; one for what is left over."""
+    start_dependents(PDL)
+    wait_for_inputs(PDL)
     seq = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     begin = 0
@@ -285,8 +308,11 @@ def _prefill_attention_kernel(
     BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a (tile of queries, kv head); a sequence's last, which see most, first."""
+    start_dependents(PDL)
+    wait_for_inputs(PDL)
     tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     seq, first_query = tl.load(tiles_ptr + tile * 2), tl.load(tiles_ptr + tile * 2 + 1)
     q_begin = tl.load(cu_q_ptr + seq)
