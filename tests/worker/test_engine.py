@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+import triton
 from tiny_models import FAMILIES, make_checkpoint
 
 from pagestream.worker.config import EngineConfig
@@ -122,6 +123,50 @@ def test_a_seeded_request_draws_the_same_alone_and_among_64(tmp_path):
     for add in adds[::8]:
         assert run(alone, [add])[add.request_id] == together[add.request_id]
     assert len({tuple(tokens) for tokens in together.values()}) == 64
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_deterministic_makes_a_request_know_no_other(tmp_path):
+    make_checkpoint("qwen3", tmp_path)
+    prompts = ragged_prompts([(7 * n) % 50 + 1 for n in range(64)])
+    adds = [
+        Add(
+            request_id=f"r{n}",
+            prompt_ids=prompt,
+            sampling=Sampling(temperature=0.9 * (n % 2), seed=n, max_tokens=24),
+        )
+        for n, prompt in enumerate(prompts)
+    ]
+    options = {"device": "cuda", "dtype": "bfloat16", "max_running": 64, "num_blocks": 512}
+    together = run(engine_for(tmp_path, deterministic=True, **options), adds)
+    alone = engine_for(tmp_path, deterministic=True, prefix_cache=False, **options)
+    for add in adds[::7]:
+        assert run(alone, [add])[add.request_id] == together[add.request_id]
+
+
+@pytest.mark.gpu
+def test_nothing_is_compiled_once_the_engine_is_ready(tmp_path, monkeypatch):
+    """A kernel compiled while requests run would hold all of them up for half a second."""
+    make_checkpoint("qwen3", tmp_path)
+    engine = engine_for(tmp_path, device="cuda", dtype="bfloat16", max_step_tokens=128)
+    compiled: list[str] = []
+    monkeypatch.setattr(
+        triton.knobs.runtime,
+        "jit_post_compile_hook",
+        lambda *, repr, **_: compiled.append(repr),
+    )
+    prompts = ragged_prompts([1, 2, 3, 16, 33, 64, 65, 70, 5, 9, 11, 40])
+    for first in (0, 1, 5):  # steps of one request, of some, and mixed ones of any alignment
+        adds = [
+            Add(
+                request_id=f"{first}-{n}",
+                prompt_ids=prompt,
+                sampling=Sampling(temperature=n % 2, top_k=n % 3, max_tokens=9 + n),
+            )
+            for n, prompt in enumerate(prompts[first : 2 * first + 1])
+        ]
+        run(engine, adds)
+    assert compiled == []
 
 
 def test_a_resumed_request_continues_as_if_it_had_never_stopped(tmp_path):

@@ -180,6 +180,15 @@ def test_load_counts_only_the_tail_of_the_last_block_as_waste():
     assert (load.used_slots, load.allocated_slots, load.running) == (6, 8, 1)
 
 
+def test_the_longest_context_is_the_first_of_a_step():
+    scheduler = make()
+    for name, tokens in (("short", 2), ("long", 9), ("middle", 4)):
+        scheduler.add(request(name, list(range(tokens))))
+    scheduler.commit(scheduler.schedule(), [1, 1, 1])
+    decodes = scheduler.schedule().decodes
+    assert [work.request.request_id for work in decodes] == ["long", "middle", "short"]
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Random adds, steps, late commits and aborts, with invariants after each and exact tokens."""
 

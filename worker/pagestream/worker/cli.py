@@ -59,6 +59,13 @@ PrefixCaching = Annotated[
         "--enable-prefix-caching/--no-enable-prefix-caching", help="Reuse shared prefixes."
     ),
 ]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option(
+        "--deterministic/--no-deterministic",
+        help="A request's tokens do not depend on the batch it runs in.",
+    ),
+]
 
 
 def worker(
@@ -78,6 +85,7 @@ def worker(
     num_blocks: NumBlocks = None,
     gpu_memory_utilization: GpuMemory = None,
     enable_prefix_caching: PrefixCaching = None,
+    deterministic: Deterministic = None,
 ) -> None:
     """Serve a model's queue until stopped.
 
@@ -102,6 +110,7 @@ def up(
     num_blocks: NumBlocks = None,
     gpu_memory_utilization: GpuMemory = None,
     enable_prefix_caching: PrefixCaching = None,
+    deterministic: Deterministic = None,
     data: Annotated[Path | None, typer.Option(help="Where the jobs are kept between runs.")] = None,
 ) -> None:
     """Start an embedded Redis server and a worker on it, in one command."""

@@ -33,3 +33,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     gpu_memory_utilization: float = 0.92
     """Share of the device's memory for weights, activations and cache together."""
     prefix_cache: bool = True
+    deterministic: bool = False
+    """A request's bits do not depend on what else is in the batch: attention splits contexts by
+    their own length alone, and matrix products never split their sums. A CPU always works so."""

@@ -44,6 +44,7 @@ class WorkerSettings(BaseSettings):
     num_blocks: int | None = Field(default=None, ge=2)
     gpu_memory_utilization: float = Field(default=0.92, gt=0, le=1)
     enable_prefix_caching: bool = True
+    deterministic: bool = False
 
     @property
     def queue(self) -> str:
@@ -75,6 +76,7 @@ class WorkerSettings(BaseSettings):
             num_blocks=self.num_blocks,
             gpu_memory_utilization=self.gpu_memory_utilization,
             prefix_cache=self.enable_prefix_caching,
+            deterministic=self.deterministic,
         )
 
 

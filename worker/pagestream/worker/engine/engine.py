@@ -7,10 +7,13 @@ for the host; on a CPU each step is committed at once. The loop is the same.
 Knows no Redis, no text and no processes.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable
 
 import torch
+
+from pagestream.kernels import FIXED_SPLITTING
 
 from ..config import BLOCK_TOKENS, EngineConfig
 from ..errors import ConfigError
@@ -101,8 +104,11 @@ def build_engine(
         ConfigError: settings that do not fit the model or the machine.
         ModelError: the model cannot be loaded.
     """
+    if config.deterministic:
+        never_split_sums()
     device = pick_device(config.device)
     model = load_model(config, device, progress)
+    model.splitting = FIXED_SPLITTING if config.deterministic else None
     context_tokens = _context(config, model.spec.context_tokens)
     max_step_tokens = max(config.max_step_tokens, config.max_running)
     batch = Batch(
@@ -146,6 +152,16 @@ def build_engine(
         kv_bytes=num_blocks * block_bytes(model.spec),
     )
     return Engine(scheduler, runner, model, ready)
+
+
+def never_split_sums() -> None:
+    """Keep cuBLAS from splitting a product's sums between programs, which it does by the batch.
+
+    Without a workspace it cannot. The variables are read when CUDA starts, so this comes first.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":16:8"
+    os.environ["CUBLASLT_WORKSPACE_SIZE"] = "1"
+    torch.backends.cuda.preferred_blas_library("cublaslt")
 
 
 def pick_device(name: str) -> torch.device:

@@ -70,6 +70,7 @@ class StepGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             token_ids = step(shape)
+        graph.replay()  # the first replay also sends the graph to the device
         self._graphs[shape] = (graph, token_ids)
 
     def replay(self, shape: StepShape) -> Tensor:

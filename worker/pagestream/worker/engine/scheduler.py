@@ -15,6 +15,7 @@ Pure Python: knows no device, no text and no Redis.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal
 
 import msgspec
@@ -35,12 +36,15 @@ class Work(msgspec.Struct, frozen=True):
     """True when the share reaches the request's last token, so that the next one is drawn."""
 
 
+_BY_START = attrgetter("start")
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One step: plain data between the scheduler and the runner."""
 
     decodes: list[Work] = field(default_factory=list[Work])
-    """One token each, whose id the device drew itself."""
+    """One token each, whose id the device drew itself; longest contexts first."""
     prefills: list[Work] = field(default_factory=list[Work])
     """Prompts or pieces of prompts, whose ids are known on the host."""
     admitted: list[Request] = field(default_factory=list[Request])
@@ -120,6 +124,8 @@ class Scheduler:
         budget_tokens = self._plan_running(plan, self._max_step_tokens)
         if self.num_preemptions == preemptions:
             self._admit(plan, budget_tokens)
+        # Attention begins with the first: a long context begun last would end after all the others.
+        plan.decodes.sort(key=_BY_START, reverse=True)
         for work in plan:
             self._advance(work)
         self._count_slots()
@@ -150,13 +156,14 @@ class Scheduler:
         return outputs
 
     def load(self, step: int) -> Load:
-        """How full the engine is; slots as the newest plan left them."""
+        """How full the engine is; slots as the newest plan left them, none when nothing runs."""
+        runs = bool(self._running)
         return Load(
             running=len(self._running),
             waiting=len(self._waiting),
             free_blocks=self._pool.num_available,
-            used_slots=self._used_slots,
-            allocated_slots=self._allocated_slots,
+            used_slots=self._used_slots * runs,
+            allocated_slots=self._allocated_slots * runs,
             used_slot_steps=self._used_slot_steps,
             allocated_slot_steps=self._allocated_slot_steps,
             preemptions=self.num_preemptions,
