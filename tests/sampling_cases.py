@@ -73,3 +73,59 @@ def check_sample(op: Any, device: str, dtype: torch.dtype, rows: int = 40, vocab
     expected = sample_reference(logits, order.int(), positions.int(), table(rows, **columns))
     assert ids.dtype == torch.int32
     assert ids.tolist() == expected.tolist()
+
+
+def check_deep_thresholds(op: Any, device: str, dtype: torch.dtype) -> None:
+    """Thresholds that keep more than a chunk sends on, next to others that keep few.
+
+    Half the rows are coarse, so that whole crowds of tokens tie at the cut.
+    """
+    from pagestream.kernels.sample import sample_reference
+
+    rows, vocab = 8, 9001
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(rows, vocab, generator=generator)
+    logits[::2] = (logits[::2] * 2).round() / 2
+    logits = logits.to(dtype)
+    columns = {
+        "temperature": torch.linspace(0.4, 8.0, rows),
+        "top_k": [0, 0, 700, 3000, 700, 0, 2000, 257],
+        "top_p": [0.9, 0.5, 1.0, 1.0, 0.7, 0.02, 0.3, 1.0],
+        "min_p": [0.0, 0.1, 0.0, 0.0, 0.0, 0.2, 0.0, 0.5],
+        "seed": range(rows),
+        "min_position": [0, 9] * 4,
+        "num_suppressed": 3,
+        "suppressed_ids": logits.float().topk(3).indices.int(),
+    }
+    order, positions = torch.arange(rows, dtype=torch.int32), torch.full((rows,), 5).int()
+    ids = op(
+        logits.to(device), order.to(device), positions.to(device), table(rows, device, **columns)
+    )
+    expected = sample_reference(logits, order, positions, table(rows, **columns))
+    assert ids.tolist() == expected.tolist()
+
+
+def check_chunks_agree(op: Any, device: str, dtype: torch.dtype) -> None:
+    """The best is found in any chunk, the lowest id of a tie, and never a suppressed one."""
+    vocab = 9001
+    logits = torch.zeros(5, vocab)
+    logits[0, [8999, 5130, 1030, 2100]] = 3.0  # by chunks the order is another
+    logits[1, vocab - 1] = 1.0
+    logits[2, [vocab - 1, 4096]] = torch.tensor([2.0, 1.0])
+    logits[3] = float("-inf")
+    logits[3, 6000] = -9.0
+    every = torch.arange(0, vocab, 700)
+    logits[4, every] = 5.0
+    logits[4, 8990] = 4.0
+    columns = {
+        "num_suppressed": [0, 0, 1, 0, len(every)],
+        "min_position": 1,
+        "suppressed_ids": every.int().repeat(5, 1),
+    }
+    columns["suppressed_ids"][2, 0] = vocab - 1
+    order = torch.arange(5, dtype=torch.int32, device=device)
+    for limits in ({"temperature": 0.0}, {"top_k": 1, "temperature": 1e-4}, {"temperature": 1e-4}):
+        made = table(5, device, **columns, **limits)
+        ids = op(logits.to(device, dtype), order, order * 0, made).tolist()
+        assert ids[1:] == [vocab - 1, 4096, 6000, 8990], limits
+        assert ids[0] == 1030 or (limits["temperature"] and ids[0] in (8999, 5130, 2100)), limits

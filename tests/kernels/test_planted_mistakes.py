@@ -16,7 +16,7 @@ from kernel_cases import (
     check_rope_and_cache,
     check_silu_mul,
 )
-from sampling_cases import check_sample
+from sampling_cases import check_chunks_agree, check_deep_thresholds, check_sample
 
 from pagestream.kernels import Splitting
 from pagestream.kernels._few_rows import Tile
@@ -34,6 +34,8 @@ windowed = partial(decode, window=40)
 prefill = partial(check_prefill, lens=[(1, 1), (70, 150)], heads=6, kv_heads=2, head_dim=32, **CPU)
 windowed_prefill = partial(prefill, window=40)
 draw = partial(check_sample, **CPU)
+deep = partial(check_deep_thresholds, **CPU)
+chunks = partial(check_chunks_agree, **CPU)
 
 LAUNCHED_BY = {"_paged": "decode_attention"}
 """An op of each module that only ops import."""
@@ -87,11 +89,20 @@ MISTAKES = [
     ("prefill_attention", windowed_prefill, "first_position + 1 - WINDOW, 0)", "first_position + 20, 0)"),
     ("sample", draw, "first + 0x165667B1", "first"),
     ("sample", draw, "h ^= h >> 13", "h ^= h >> 12"),
-    ("sample", draw, "scores = x * scale", "scores = x"),
+    ("sample", draw, "x = x * (1.0 / temperature) +", "x = x +"),
+    ("sample", deep, "score = x * (1.0 / temperature) +", "score = x +"),
     ("sample", draw, "found = tl.where(reached >= target", "found = tl.where(reached > target"),
-    ("sample", draw, "target *= share", "target *= 1.0"),
+    ("sample", draw, "top_p * mass", "top_p * 1.0"),
     ("sample", draw, "tl.log(min_p)", "min_p"),
-    ("sample", draw, "tl.where(early, tl.load(num_suppressed_ptr + row), 0)", "0"),
+    ("sample", draw, "tl.where(early, tl.load(table.num_suppressed + row), 0)", "0"),
+    ("sample", deep, "enough & (low >= cut)", "True"),
+    ("sample", deep, "enough = low >= cut", "enough = True"),
+    ("sample", deep, "cut += 1 << (32 - BITS)", "cut += 0"),
+    ("sample", deep, "slot = count + tl.cumsum", "slot = tl.cumsum"),
+    ("sample", deep, "masses * tl.exp2((tops - top) * (LOG2E / temperature))", "masses"),
+    ("sample", chunks, "(0x7FFFFFFF - ids)", "ids"),
+    ("sample", chunks, "mask=ids < VOCAB", "mask=ids < VOCAB - 1"),
+    ("sample", chunks, "mask=slot >= count)", "mask=slot < 0)"),
 ]  # fmt: skip
 # ruff: noqa: E501
 

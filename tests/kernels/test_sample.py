@@ -1,7 +1,13 @@
 import pytest
 import torch
 from kernel_cases import on_every_path
-from sampling_cases import check_sample, shares, table
+from sampling_cases import (
+    check_chunks_agree,
+    check_deep_thresholds,
+    check_sample,
+    shares,
+    table,
+)
 
 from pagestream.kernels import sample
 from pagestream.kernels.sample import _gumbel, _mix_reference
@@ -18,7 +24,44 @@ def draw(logits, position=0, device="cpu", **columns):
 @on_every_path
 def test_matches_the_reference(device, dtype):
     check_sample(sample, device, dtype)
-    check_sample(sample, device, dtype, rows=4, vocab=5000)
+    for vocab in (4096, 5000, 20011):
+        check_sample(sample, device, dtype, rows=6, vocab=vocab)
+
+
+@on_every_path
+def test_thresholds_that_leave_in_more_than_the_chunks_send(device, dtype):
+    check_deep_thresholds(sample, device, dtype)
+
+
+@on_every_path
+def test_chunks_of_the_vocabulary_agree(device, dtype):
+    check_chunks_agree(sample, device, dtype)
+
+
+@on_every_path
+def test_few_possible_tokens_and_a_threshold(device, dtype):
+    logits = torch.full((12, 4500), float("-inf"), dtype=dtype)
+    logits[:, [40, 3000, 4499]] = torch.tensor([0.0, 1.0, 0.5], dtype=dtype)
+    for limits in ({"top_k": 50}, {"top_p": 0.99}, {"top_k": 50, "min_p": 0.1}):
+        ids = draw(logits, device=device, seed=range(12), temperature=5.0, **limits).tolist()
+        assert set(ids) == {40, 3000, 4499}, limits
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_draws_again_after_other_sizes():
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(9, 9001, generator=generator).to("cuda", torch.bfloat16)
+    columns = {"top_k": [0, 40, 2000] * 3, "top_p": [1.0, 0.9, 0.5] * 3, "seed": range(9)}
+    made = table(9, "cuda", **columns)
+    rows = torch.arange(9, dtype=torch.int32, device="cuda")
+    expected = sample(logits, rows, rows, made)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ids = sample(logits, rows, rows, made)
+    for seqs in (1, 9, 4):
+        sample(logits[:seqs], rows[:seqs], rows[:seqs], made)
+        graph.replay()
+        assert torch.equal(ids, expected)
 
 
 @on_every_path
@@ -116,21 +159,22 @@ def test_a_nucleus_larger_than_what_is_sorted_first():
             assert (shares(row, 1.0, top_k, top_p)[own] > 0).all()
 
 
-def test_a_draw_does_not_depend_on_the_batch():
-    generator = torch.Generator().manual_seed(4)
-    logits = torch.randn(64, 2000, generator=generator) * 3
+@on_every_path
+def test_a_draw_does_not_depend_on_the_batch(device, dtype):
+    seqs, generator = 24, torch.Generator().manual_seed(4)
+    logits = (torch.randn(seqs, 5000, generator=generator) * 3).to(device, dtype)
     columns = {
-        "temperature": [0.0 if i % 3 == 0 else 0.9 for i in range(64)],
-        "top_p": [1.0 if i % 2 else 0.9 for i in range(64)],
-        "top_k": [0 if i % 5 else 40 for i in range(64)],
-        "seed": range(1000, 1064),
+        "temperature": [0.0 if i % 3 == 0 else 0.9 + i % 7 for i in range(seqs)],
+        "top_p": [1.0 if i % 2 else 0.9 for i in range(seqs)],
+        "top_k": [0 if i % 5 else 40 for i in range(seqs)],
+        "seed": range(1000, 1000 + seqs),
     }
-    made = table(64, **columns)
-    rows, positions = torch.arange(64, dtype=torch.int32), torch.arange(64, dtype=torch.int32)
-    whole = sample(logits, rows, positions, made)
-    for i in range(64):
+    made = table(seqs, device, **columns)
+    rows = torch.arange(seqs, dtype=torch.int32, device=device)
+    whole = sample(logits, rows, rows, made)
+    for i in range(seqs):
         one = slice(i, i + 1)
-        assert torch.equal(sample(logits[one], rows[one], positions[one], made), whole[one])
+        assert torch.equal(sample(logits[one], rows[one], rows[one], made), whole[one])
 
 
 def test_the_hash_is_murmurs_finalizer():
