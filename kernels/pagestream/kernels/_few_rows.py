@@ -109,7 +109,7 @@ def few_rows(
         HAS_BIAS=bias is not None,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        **overlapping_launch(),
+        **overlapping_launch(rows),
     )
     return out
 

@@ -104,7 +104,7 @@ def batch_layout(
         tokens,
         BLOCK_SIZE=block_size,
         BLOCK=_BLOCK,
-        **overlapping_launch(),
+        **overlapping_launch(tokens),
     )
     return layout
 

@@ -198,7 +198,7 @@ def decode_attention(
             MAX_SPLITS=max_splits,
             num_warps=splitting.warps,
             num_stages=splitting.stages,
-            **overlapping_launch(),
+            **overlapping_launch(len(q)),
         )
     return out
 

@@ -154,7 +154,7 @@ def prefill_attention(
             TILE=_TILE,
             num_warps=8 if _is_wide(q) else 4,
             num_stages=2,
-            **overlapping_launch(),
+            **overlapping_launch(len(q)),
         )
     return out
 
@@ -181,7 +181,7 @@ def query_tiles(q: Tensor, kv_heads: int, cu_q: Tensor, *, max_seqs: int | None 
             BLOCK_Q=block_q,
             BLOCK=_SEQS_BLOCK,
             num_warps=1,
-            **overlapping_launch(),
+            **overlapping_launch(len(q)),
         )
     return tiles
 

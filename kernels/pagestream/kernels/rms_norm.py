@@ -66,7 +66,7 @@ def rms_norm(
             BLOCK=block,
             HAS_RESIDUAL=residual is not None,
             num_warps=min(max(block // 512, 1), 16),
-            **overlapping_launch(),
+            **overlapping_launch(tokens),
         )
     return normed, summed
 

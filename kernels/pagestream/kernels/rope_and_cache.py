@@ -121,7 +121,7 @@ def rope_and_cache(
             Q_NORM=q_norm is not None,
             K_NORM=k_norm is not None,
             num_warps=4,
-            **overlapping_launch(),
+            **overlapping_launch(tokens),
         )
     return q
 

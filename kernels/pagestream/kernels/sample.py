@@ -28,10 +28,10 @@ from ._triton import LOG2E, runs_kernel, tl, triton
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: fp32 could not tell the quotients apart."""
 _CHUNK = 4096
-_KEPT = 256
+_KEPT = 128
 """The largest logits of a chunk that are sent on for a row that asks for a threshold."""
 _CHUNK_WARPS = 8
-_ROW_WARPS = 32
+_ROW_WARPS = 16
 _SORTED = (64, 512)
 """Tokens the reference sorts before it sorts them all: most nuclei are smaller."""
 

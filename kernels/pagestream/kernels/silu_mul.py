@@ -54,7 +54,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
             gate_up.stride(0),
             INTERMEDIATE=intermediate,
             BLOCK=_BLOCK,
-            **overlapping_launch(),
+            **overlapping_launch(tokens),
         )
     return out
 
