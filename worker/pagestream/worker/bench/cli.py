@@ -105,7 +105,7 @@ def throughput(
                     objectives_ms=objectives,
                     told=told,
                 )
-            runs.append(with_scheduler_time(played, samples, player.ready, config.max_step_tokens))
+            runs.append(with_scheduler_time(played, samples, config, player.ready))
         shown = _median_run([run.summary.output_tokens_per_s for run in runs])
         console = report.stdout()
         report.show_runs(console, title, runs, shown)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from ..config import EngineConfig
 from ..messages import Add, Load, Ready, Sampling, Step
 from ..process import EngineLike
 from .batching import RULES, Moment, Rule
@@ -228,13 +229,14 @@ def prepare(player: Player, workload: Workload) -> None:
 
 
 def with_scheduler_time(
-    played: Played, workload: Workload, ready: Ready, max_step_tokens: int
+    played: Played, workload: Workload, config: EngineConfig, ready: Ready
 ) -> Played:
     """Add what scheduling the workload costs the host, played again without a device."""
     schedule = play_schedule(
         workload,
         num_blocks=ready.num_blocks,
         max_running=ready.max_running,
-        max_step_tokens=max(max_step_tokens, ready.max_running),
+        max_step_tokens=max(config.max_step_tokens, ready.max_running),
+        prefix_cache=config.prefix_cache,
     )
     return msgspec.structs.replace(played, scheduler_us=schedule.median_us)

@@ -5,6 +5,7 @@ matplotlib draws it, which the extra `bench` installs. Knows results, not how th
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from math import nan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -75,7 +76,20 @@ def _places(results: Sequence[Served]) -> dict[float, list[Served]]:
     return places
 
 
+def _columns(
+    points: Sequence[tuple[float, float]], places: dict[float, list[Served]]
+) -> tuple[list[float], list[float]]:
+    """Points as x and y; no line leads to all at once, which is no rate."""
+    finite = [(x, y) for x, y in points if places[x][0].rate is not None]
+    others = [(x, y) for x, y in points if places[x][0].rate is None]
+    gap = [(others[0][0], nan)] if finite and others else []
+    whole = [*finite, *gap, *others]
+    return [x for x, _ in whole], [y for _, y in whole]
+
+
 def _draw_latency(panel: Any, places: dict[float, list[Served]], name: str, label: str) -> None:
+    from matplotlib.ticker import LogLocator
+
     lowest, highest = float("inf"), 0.0
     for percentile, (colour, marker, line) in PERCENTILES.items():
         points = [(x, _percentile(runs, name, percentile)) for x, runs in places.items()]
@@ -83,11 +97,14 @@ def _draw_latency(panel: Any, places: dict[float, list[Served]], name: str, labe
         if not drawn:
             continue
         lowest, highest = min(lowest, *(y for _, y in drawn)), max(highest, *(y for _, y in drawn))
-        panel.plot(*zip(*drawn, strict=True), line, color=colour, marker=marker, label=percentile)
+        panel.plot(*_columns(drawn, places), line, color=colour, marker=marker, label=percentile)
     panel.set_title(label, fontsize=11)
     panel.set_ylabel("ms")
     if highest > LOG_FROM_RATIO * lowest > 0:
         panel.set_yscale("log")
+        panel.yaxis.set_major_formatter("{x:,g}")
+        panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        panel.yaxis.set_minor_formatter("{x:,g}")
     else:
         panel.set_ylim(bottom=0)
     panel.grid(alpha=0.3, which="both")
@@ -97,7 +114,7 @@ def _draw_line(
     panel: Any, places: dict[float, list[Served]], name: str, title: str, unit: str, **style: Any
 ) -> None:
     points = [(x, median(getattr(one.summary, name) for one in runs)) for x, runs in places.items()]
-    panel.plot(*zip(*points, strict=True), marker="o", color=style.pop("color", "#386641"), **style)
+    panel.plot(*_columns(points, places), marker="o", color=style.pop("color", "#386641"), **style)
     panel.set_title(title, fontsize=11)
     panel.set_ylabel(unit)
     panel.grid(alpha=0.3)

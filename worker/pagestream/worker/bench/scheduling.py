@@ -29,13 +29,19 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def play_schedule(
-    workload: Sequence[Sample], *, num_blocks: int, max_running: int, max_step_tokens: int
+    workload: Sequence[Sample],
+    *,
+    num_blocks: int,
+    max_running: int,
+    max_step_tokens: int,
+    prefix_cache: bool = True,
 ) -> Schedule:
     """Schedule a workload to its end; everything has arrived before the first step."""
     scheduler = Scheduler(
         BlockPool(num_blocks, BLOCK_TOKENS),
         max_running=max_running,
         max_step_tokens=max_step_tokens,
+        prefix_cache=prefix_cache,
     )
     for index, (prompt_ids, output_tokens) in enumerate(workload):
         scheduler.add(Request(str(index), prompt_ids, Sampling(max_tokens=output_tokens)))

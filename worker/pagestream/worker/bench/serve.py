@@ -94,6 +94,7 @@ class Service:
             raise UnknownModel(
                 f"no worker serves {queue!r} on this Redis: start one, or name another --model"
             )
+        self._client = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         self.model = msgspec.json.decode(workers[0].info, type=ModelInfo)
 
     def run(
@@ -129,10 +130,13 @@ class Service:
         """Run a few short requests, of ids that no run has."""
         few = [Sample(ids, min(tokens, 4)) for ids, tokens in workload[:WARM_UP_REQUESTS]]
         few = fit_to_vocabulary(few, self.model.vocab_size, shift=1)
+        before = self._engine_load()
         self._drive(few, [0.0] * len(few), None, "warming up")
+        self._engine_load(beyond=before)  # a run's own figures begin after these
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection and end the client process."""
+        self._client.shutdown()
         self._redis.close()
 
     def _drive(
@@ -146,8 +150,7 @@ class Service:
             max_concurrency=max_concurrency,
             title=title,
         )
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            return process.submit(drive_queue, load).result()
+        return self._client.submit(drive_queue, load).result()
 
     def _engine_load(self, beyond: EngineLoad | None = None) -> EngineLoad:
         """Sum of what the workers' engines say, once they are idle and have stepped `beyond` it.
