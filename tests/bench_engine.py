@@ -19,13 +19,16 @@ class FakeClock:
 class FakeEngine:
     """One token a step for each running request; a step takes `step_s`, or what `cost` says."""
 
-    def __init__(self, clock, *, max_running=4, num_blocks=1000, step_s=1.0, cost=None):
+    def __init__(
+        self, clock, *, max_running=4, num_blocks=1000, step_s=1.0, cost=None, admitted_a_step=99
+    ):
         self.handed_over = []
         """(time, request id) of every request."""
         self.running_a_step = []
         self._clock = clock
         self._cost = cost or (lambda new, running: step_s)
         self._max_running = max_running
+        self._admitted_a_step = admitted_a_step
         self._num_blocks = num_blocks
         self._left = {}
         self._prompts = {}
@@ -55,7 +58,9 @@ class FakeEngine:
 
     def step(self):
         new = 0
-        while self._waiting and len(self._running) < self._max_running:
+        while (
+            self._waiting and new < self._admitted_a_step and len(self._running) < self._max_running
+        ):
             self._running.append(self._waiting.pop(0))
             new += 1
         self._clock.s += self._cost(new, len(self._running))

@@ -130,7 +130,7 @@ def test_serve_loads_workers_that_run_already(bench, redis_url, queue_name, monk
 def test_transformers_runs_the_same_requests(bench, batching):
     code, output, figures = bench(
         *("throughput", "--engine", "transformers", *FEW, "--device", "cpu"),
-        *("--batching", batching, "--batch-size", "4", "--load-format", "dummy"),
+        *("--batching", batching, "--max-num-seqs", "4", "--load-format", "dummy"),
     )
     assert code == 0, output
     (run,) = figures["results"]
@@ -158,6 +158,9 @@ def test_a_time_limit_counts_what_ended(bench):
         (("throughput", "--rate", "0"), "--rate 0 is not above 0"),
         (("throughput", "--burstiness", "-1"), "--burstiness"),
         (("throughput", "--time-limit", "3"), "--requests"),
+        (("throughput", "--batch-size", "3"), "static and dynamic"),
+        (("throughput", "--batch-size", "300", "--batching", "static"), "--max-num-seqs 256"),
+        (("throughput", "--engine", "transformers", "--batching", "dynamic"), "transformers' ways"),
         (("throughput", "--engine", "transformers", "--kv", "contiguous"), "are not for"),
         (("throughput", "--dtype", "int3"), "--dtype"),
         (("throughput", "--dataset", "sharegpt"), "--dataset-path"),

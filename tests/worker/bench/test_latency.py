@@ -43,3 +43,12 @@ def test_a_decode_step_is_the_difference_of_two_lengths():
 def test_what_cannot_be_measured_is_said(options, reason):
     with pytest.raises(ConfigError, match=reason):
         measure(**({"context": 20} | options))
+
+
+def test_a_batch_that_never_runs_as_one_is_refused():
+    clock = FakeClock()
+    fake = FakeEngine(clock, max_running=4, admitted_a_step=1)
+    with pytest.raises(ConfigError, match="--output-lens longer than 2"):
+        measure_batches(
+            Player(fake, clock), [4], context_tokens=8, output_lens=(2, 9), repeats=1, warmups=0
+        )

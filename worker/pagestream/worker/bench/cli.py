@@ -4,7 +4,6 @@ Flags and their help, and the order of things; what is measured is in the module
 torch and transformers are imported by the commands that run a model in this process.
 """
 
-import statistics
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from math import inf
@@ -16,20 +15,16 @@ from rich.console import Console
 
 from pagestream.producer.errors import PagestreamError, QueueUnavailable
 
-from ..config import EngineConfig
 from ..errors import ConfigError
 from ..models.hub import resolve
 from ..settings import WorkerSettings, read_settings
-from .arrivals import arrival_times
 from .batching import RULES
-from .datasets import Dataset, Workload, fit_to_vocabulary
+from .datasets import Dataset, Workload, check_lengths, shift_of
 from .flags import ManyValues, dataset_flags, engine_flags, of, one_of, takes
-from .metrics import read_objectives, summarize
+from .metrics import read_objectives
 from .progress import progress_bar
 
 FAILED, UNAVAILABLE, BAD_CONFIG = 1, 69, 78
-ENGINES = ("pagestream", "transformers")
-KV_WAYS = ("paged", "contiguous")
 
 Json = Annotated[
     Path | None, typer.Option("--json", help="Write figures, arguments and machine to this file.")
@@ -68,53 +63,28 @@ def throughput(
     """Run a dataset through an engine in this process: tokens a second, and what batching buys."""
     arguments = dict(locals())
     with _errors_as_sentences():
-        one_of("--engine", engine, ENGINES)
-        one_of("--kv", kv, KV_WAYS)
-        rule = RULES[one_of("--batching", batching, tuple(RULES))]
+        from .throughput import ENGINES, KV_WAYS, Throughput, run_throughput
+
         _check_arrivals(rate, burstiness)
-        objectives = read_objectives(goodput or [])
         settings, dataset = read_settings(**of(engine_flags, flags)), of(dataset_flags, flags)
-        config = settings.engine_config()
-        title = f"{Path(settings.model).name}, {dataset.name}, {batching} batching on {engine}"
-        if engine == "transformers":
-            if rate != inf or kv != "paged" or objectives:
-                raise ConfigError("--rate, --kv and --goodput are not for --engine transformers")
-            size = batch_size or config.max_running
-            _run_peer(title, settings, dataset, batching, size, time_limit, repeats, arguments)
-            return
-        if time_limit is not None:
-            raise ConfigError("--time-limit is for --engine transformers; use --requests")
-
-        from . import report
-        from .offline import prepare, with_scheduler_time
-
-        player = _player(config)
-        workload = _load(dataset, settings)
-        prepare(player, workload)
-        arrivals = arrival_times(len(workload), rate, burstiness, dataset.seed)
-        runs = []
-        for repeat in range(repeats):
-            samples = fit_to_vocabulary(workload, player.ready.vocab_size, _shift(repeat))
-            with progress_bar(f"run {repeat}", len(samples)) as told:
-                played, _ = player.play(
-                    samples,
-                    arrivals,
-                    rule=rule,
-                    batch_size=batch_size,
-                    reservations=kv == "contiguous",
-                    objectives_ms=objectives,
-                    told=told,
-                )
-            runs.append(with_scheduler_time(played, samples, config, player.ready))
-        shown = _median_run([run.summary.output_tokens_per_s for run in runs])
-        console = report.stdout()
-        report.show_runs(console, title, runs, shown)
-        if kv == "contiguous":
-            report.show_reservations(console, runs[shown])
-        if json:
-            report.write_json(
-                json, "throughput", arguments, runs, engine=config, ready=player.ready
+        run_throughput(
+            Throughput(
+                settings=settings,
+                dataset=dataset,
+                workload=_load(dataset, settings),
+                engine=one_of("--engine", engine, ENGINES),
+                batching=one_of("--batching", batching, tuple(RULES)),
+                batch_size=batch_size,
+                kv=one_of("--kv", kv, KV_WAYS),
+                rate=rate,
+                burstiness=burstiness,
+                objectives_ms=read_objectives(goodput or []),
+                repeats=repeats,
+                time_limit_s=time_limit,
+                json=json,
+                arguments=arguments,
             )
+        )
 
 
 @takes(engine_flags)
@@ -139,10 +109,13 @@ def latency(
         settings = read_settings(**of(engine_flags, flags))
         config = settings.engine_config()
 
+        from ..engine.engine import build_engine
+        from ..loading import LoadingBar
         from . import report
         from .latency import measure_batches
+        from .offline import Player
 
-        player = _player(config)
+        player = Player(build_engine(config, LoadingBar()))
         done = 0
         with progress_bar("batches", len(sizes) * (repeats + warmups)) as told:
 
@@ -213,6 +186,7 @@ def serve(
             else:
                 _refuse_engine_flags(worker)
                 service = stack.enter_context(running(redis_url, settings.queue))
+            check_lengths(workload, service.model.context_tokens)
             service.warm_up(workload)
             for place, (one, repeat) in enumerate((o, r) for o in rates for r in range(repeats)):
                 results.append(
@@ -225,7 +199,7 @@ def serve(
                             seed=dataset.seed,
                         ),
                         repeat=repeat,
-                        shift=_shift(place),
+                        shift=shift_of(place),
                         objectives_ms=objectives,
                         title=f"rate {one:g}",
                     )
@@ -241,53 +215,6 @@ def serve(
             raise typer.Exit(FAILED)
 
 
-def _run_peer(
-    title: str,
-    settings: WorkerSettings,
-    dataset: Dataset,
-    batching: str,
-    batch_size: int,
-    time_limit_s: float | None,
-    repeats: int,
-    arguments: dict[str, Any],
-) -> None:
-    """`throughput --engine transformers`."""
-    from . import report
-    from .datasets import check_lengths
-    from .peers import Peer, load_peer
-
-    peer = Peer(load_peer(settings.engine_config()), time_limit_s)
-    workload = _load(dataset, settings)
-    check_lengths(workload, peer.context_tokens)
-    peer.play(fit_to_vocabulary(workload[:2], peer.vocab_size, 1), batching, batch_size)
-    runs = []
-    for repeat in range(repeats):
-        samples = fit_to_vocabulary(workload, peer.vocab_size, _shift(repeat))
-        with progress_bar(f"run {repeat}", len(samples)) as told:
-            done, lines = peer.play(samples, batching, batch_size, told)
-        runs.append(
-            report.PeerRun(
-                summary=summarize(done, lines, streamed=False),
-                offered_requests=len(samples),
-                batching=batching,
-                batch_size=batch_size if batching == "static" else None,
-            )
-        )
-    shown = _median_run([run.summary.output_tokens_per_s for run in runs])
-    report.show_runs(report.stdout(), title, runs, shown)
-    if arguments["json"]:
-        engine = settings.engine_config()
-        report.write_json(arguments["json"], "throughput", arguments, runs, engine=engine)
-
-
-def _player(config: EngineConfig) -> Any:
-    from ..engine.engine import build_engine
-    from ..loading import LoadingBar
-    from .offline import Player
-
-    return Player(build_engine(config, LoadingBar()))
-
-
 def _load(dataset: Dataset, settings: WorkerSettings) -> Workload:
     """Make the requests, with the model's tokenizer where the dataset is text."""
     if dataset.name != "sharegpt":
@@ -297,15 +224,6 @@ def _load(dataset: Dataset, settings: WorkerSettings) -> Workload:
 
     tokenizer = Tokenizer.load(resolve(settings.model, settings.revision, weights=False))
     return dataset.load(tokenizer.encode_prompt if tokenizer else None)
-
-
-def _shift(place: int) -> int:
-    """How far the ids of run number `place` are moved: not at all first; 1 is the warm-up's."""
-    return place + 1 if place else 0
-
-
-def _median_run(figures: list[float]) -> int:
-    return figures.index(statistics.median_low(figures))
 
 
 def _check_arrivals(rate: float, burstiness: float) -> None:

@@ -241,6 +241,11 @@ def fit_to_vocabulary(workload: Workload, vocab_size: int, shift: int = 0) -> Wo
     ]
 
 
+def shift_of(place: int) -> int:
+    """How far the ids of run number `place` are moved: the first's not at all; 1 is a warm-up's."""
+    return place + 1 if place else 0
+
+
 def check_lengths(workload: Workload, max_model_tokens: int) -> None:
     """Make sure that each request fits into the model's context.
 

@@ -43,7 +43,7 @@ def machine() -> Machine:
         system=platform.platform(),
         python=platform.python_version(),
         versions={name: _version(name) for name in LIBRARIES},
-        commit=_output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
+        commit=_commit(),
     )
 
 
@@ -74,6 +74,14 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit, unless these files only happen to lie inside of some repository."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    if _output(*git, "ls-files", Path(__file__).name) is None:
+        return None
+    return _output(*git, "describe", "--always", "--dirty")
 
 
 def _output(*command: str) -> str | None:

@@ -98,7 +98,13 @@ def _run(
             f"a batch of {batch_size} x {context_tokens + output_tokens} tokens does not fit into "
             f"the KV cache of {player.ready.num_blocks} blocks; use a smaller one, or --num-blocks"
         )
-    return max(line.ttft_ms for line in lines), played.summary.duration_s * 1000
+    first_tokens_ms = max(line.ttft_ms for line in lines)
+    if min(line.e2el_ms for line in lines) < first_tokens_ms:
+        raise ConfigError(
+            f"in a batch of {batch_size} the first request ended before the last one had begun: "
+            f"use --output-lens longer than {output_tokens}, or more --max-num-batched-tokens"
+        )
+    return first_tokens_ms, played.summary.duration_s * 1000
 
 
 def _check_batch(player: Player, batch_size: int, tokens: int) -> None:

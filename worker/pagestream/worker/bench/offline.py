@@ -98,7 +98,7 @@ class Player:
         run = _Run(self._engine, self._clock, workload, arrivals_s or [0.0] * len(workload))
         run.kv = Reservations(self.ready, self._load) if reservations else None
         is_batch = rule is not RULES["continuous"]
-        size = min(batch_size or self.ready.max_running, self.ready.max_running)
+        size = batch_size or self.ready.max_running
         before = last = self._load
         steps = running_steps = seats = seat_steps = live_steps = 0
         while run.is_going:

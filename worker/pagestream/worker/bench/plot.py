@@ -114,7 +114,7 @@ def _draw_line(
     panel: Any, places: dict[float, list[Served]], name: str, title: str, unit: str, **style: Any
 ) -> None:
     points = [(x, median(getattr(one.summary, name) for one in runs)) for x, runs in places.items()]
-    panel.plot(*_columns(points, places), marker="o", color=style.pop("color", "#386641"), **style)
+    panel.plot(*_columns(points, places), **{"marker": "o", "color": "#386641", **style})
     panel.set_title(title, fontsize=11)
     panel.set_ylabel(unit)
     panel.grid(alpha=0.3)
@@ -125,8 +125,8 @@ def _draw_requests(panel: Any, places: dict[float, list[Served]]) -> None:
     _draw_line(panel, places, "requests_per_s", title, unit, label="completed")
     summaries = [one.summary for runs in places.values() for one in runs]
     if all(summary.goodput_requests_per_s is not None for summary in summaries):
-        style = {"label": "goodput (all objectives met)", "color": "#9e2a2b", "linestyle": "--"}
-        _draw_line(panel, places, "goodput_requests_per_s", title, unit, **style)
+        style = {"label": "meeting all objectives", "color": "#9e2a2b", "marker": "x"}
+        _draw_line(panel, places, "goodput_requests_per_s", title, unit, linestyle="--", **style)
     panel.set_ylim(bottom=0)
     panel.legend(frameon=False)
 
