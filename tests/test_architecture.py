@@ -77,6 +77,8 @@ QUEUE_NEVER = (
     "pagestream.producer.gateway",
 )
 
+BENCH = "pagestream.worker.bench"
+
 # Module prefix -> libraries it must not import itself.
 NEVER: dict[str, set[str]] = {
     "pagestream.producer": {"torch", "triton", "transformers", "numpy", "safetensors"},
@@ -84,6 +86,9 @@ NEVER: dict[str, set[str]] = {
     "pagestream.worker.engine": {"redis"},
     "pagestream.worker.models": {"redis"},
     "pagestream.kernels": {"redis", "msgspec", "transformers"},
+    # Their processes stay out of the way of what they measure.
+    "pagestream.worker.bench.client": {"torch", "transformers"},
+    "pagestream.worker.bench.serve": {"torch", "transformers"},
 } | {name: {"torch", "triton", "transformers", "redis", "numpy"} for name in PURE}
 
 # Import name -> distribution, where they differ.
@@ -157,6 +162,8 @@ def back_edges(path: Path, name: str) -> list[str]:
         ours = within(target, "pagestream")
         if ours and not any(within(target, prefix) for prefix in allowed):
             wrong.append(f"{name}:{line} imports {target}")
+        if within(target, BENCH) and not within(name, BENCH):
+            wrong.append(f"{name}:{line} imports {target}: a benchmark stands outside")
         if within(name, "pagestream.worker.queue") and any(within(target, p) for p in QUEUE_NEVER):
             wrong.append(f"{name}:{line} imports {target}, which is the client's side")
         if target.split(".")[0] in never:
@@ -180,6 +187,7 @@ def test_imports_go_one_way() -> None:
         ("pagestream.worker.engine.engine", "from redis import Redis"),
         ("pagestream.worker.engine.scheduler", "from . import runner"),
         ("pagestream.worker.engine.blocks", "import torch"),
+        ("pagestream.worker.llm", "from .bench import metrics"),
         ("pagestream.worker.queue.intake", "from torch import Tensor"),
         ("pagestream.worker.queue.intake", "from ..engine.scheduler import Scheduler"),
         ("pagestream.worker.queue.intake", "from pagestream.producer.client import Client"),
@@ -278,7 +286,10 @@ def test_every_import_is_a_declared_dependency() -> None:
         "optional-dependencies"
     ]
     assert undeclared(sources("producer"), declared(*(set(every_extra) - {"dev", "worker"}))) == []
-    assert undeclared(sources("worker") + sources("kernels"), declared("worker")) == []
+    bench = ROOT / "worker/pagestream/worker/bench"
+    rooms = [path for path in sources("worker") + sources("kernels") if bench not in path.parents]
+    assert undeclared(rooms, declared("worker")) == []
+    assert undeclared([*bench.glob("*.py")], declared("bench")) == []
     assert undeclared(sorted((ROOT / "tests").rglob("*.py")), declared("dev")) == []
 
 

@@ -206,13 +206,15 @@ def test_without_the_cli_extra_there_is_a_sentence():
     )
 
 
-@pytest.mark.parametrize("command", ["worker", "up"])
-def test_without_the_worker_extra_its_commands_are_a_sentence(command):
+@pytest.mark.parametrize(
+    ("command", "extra"), [("worker", "worker"), ("up", "worker"), ("bench", "bench")]
+)
+def test_without_the_worker_extra_its_commands_are_a_sentence(command, extra):
     done = without("torch", command, "--model", "some/model")
     assert done.returncode == 78
     assert done.stderr == (
         f"`pagestream {command}` needs torch, which is not installed: "
-        "pip install 'pagestream[worker]'\n"
+        f"pip install 'pagestream[{extra}]'\n"
     )
     overview = without("torch", "--help")
     assert overview.returncode == 0

@@ -39,14 +39,12 @@ class Room:
         return None
 
 
+_WORKER_NEEDS = ("torch", "transformers", "safetensors", "pydantic", "pydantic_settings")
+
 ROOMS = (
     Room("pagestream.producer.commands", ("generate", "chat"), ("typer", "rich"), "cli"),
-    Room(
-        "pagestream.worker.cli",
-        ("worker", "up"),
-        ("torch", "transformers", "safetensors", "pydantic", "pydantic_settings"),
-        "worker",
-    ),
+    Room("pagestream.worker.cli", ("worker", "up"), _WORKER_NEEDS, "worker"),
+    Room("pagestream.worker.bench.cli", ("bench",), _WORKER_NEEDS, "bench"),
 )
 
 

@@ -1,0 +1,1 @@
+"""`pagestream bench`: what the engine and the whole path give, and what each idea in them buys."""
