@@ -89,7 +89,7 @@ def check_deep_thresholds(op: Any, device: str, dtype: torch.dtype) -> None:
     logits = logits.to(dtype)
     columns = {
         "temperature": torch.linspace(0.4, 8.0, rows),
-        "top_k": [0, 0, 700, 3000, 700, 0, 2000, 257],
+        "top_k": [0, 0, 200, 3000, 700, 0, 2000, 257],
         "top_p": [0.9, 0.5, 1.0, 1.0, 0.7, 0.02, 0.3, 1.0],
         "min_p": [0.0, 0.1, 0.0, 0.0, 0.0, 0.2, 0.0, 0.5],
         "seed": range(rows),

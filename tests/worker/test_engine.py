@@ -37,7 +37,7 @@ def run(engine: Engine, adds: list[Add]) -> dict[str, list[int]]:
     while engine.has_work:
         for output in engine.step().outputs:
             assert output.finish != "error", output.message
-            tokens[output.request_id] += output.token_ids
+            tokens.setdefault(output.request_id, []).extend(output.token_ids)
         engine.scheduler.check()
     return tokens
 
@@ -148,24 +148,35 @@ def test_on_a_gpu_deterministic_makes_a_request_know_no_other(tmp_path):
 def test_nothing_is_compiled_once_the_engine_is_ready(tmp_path, monkeypatch):
     """A kernel compiled while requests run would hold all of them up for half a second."""
     make_checkpoint("qwen3", tmp_path)
-    engine = engine_for(tmp_path, device="cuda", dtype="bfloat16", max_step_tokens=128)
+    engine = engine_for(
+        tmp_path, device="cuda", dtype="bfloat16", max_running=80, max_step_tokens=4096,
+        num_blocks=900,
+    )  # fmt: skip
     compiled: list[str] = []
     monkeypatch.setattr(
         triton.knobs.runtime,
         "jit_post_compile_hook",
         lambda *, repr, **_: compiled.append(repr),
     )
-    prompts = ragged_prompts([1, 2, 3, 16, 33, 64, 65, 70, 5, 9, 11, 40])
-    for first in (0, 1, 5):  # steps of one request, of some, and mixed ones of any alignment
-        adds = [
+    prompts = ragged_prompts([1, 2, 3, 16, 33, 64, 65, 70, 5, 9, 11, 40] * 5)
+
+    def adds(name, count):
+        return [
             Add(
-                request_id=f"{first}-{n}",
+                request_id=f"{name}-{n}",
                 prompt_ids=prompt,
                 sampling=Sampling(temperature=n % 2, top_k=n % 3, max_tokens=9 + n),
             )
-            for n, prompt in enumerate(prompts[first : 2 * first + 1])
+            for n, prompt in enumerate(prompts[:count])
         ]
-        run(engine, adds)
+
+    # Prefills beside one decode, some and many: few of them, then more than a graph holds.
+    for decodes in (1, 7, 20):
+        for prefills in (1, 5, 50):
+            for add in adds(f"{decodes}-before-{prefills}", decodes):
+                engine.add(add)
+            engine.step()
+            run(engine, adds(f"{prefills}-after-{decodes}", prefills))
     assert compiled == []
 
 

@@ -28,7 +28,7 @@ def test_flags_reach_the_settings(app: typer.Typer, monkeypatch: pytest.MonkeyPa
     flags = "--model m --max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 64 --grace 2"
     more = "--served-model-name s --revision r --dtype float32 --num-blocks 9 --name n"
     rest = "--gpu-memory-utilization 0.5 --load-format dummy --redis-url redis://h/1"
-    last = "--no-enable-prefix-caching --device cpu --redis-patience 7"
+    last = "--no-enable-prefix-caching --device cpu --redis-patience 7 --deterministic"
     result = CliRunner().invoke(app, ["worker", *f"{flags} {more} {rest} {last}".split()])
     assert result.exit_code == 75, result.output
     wanted: dict[str, Any] = {
@@ -36,7 +36,7 @@ def test_flags_reach_the_settings(app: typer.Typer, monkeypatch: pytest.MonkeyPa
         "grace": 2.0, "served_model_name": "s", "revision": "r", "dtype": "float32",
         "num_blocks": 9, "name": "n", "gpu_memory_utilization": 0.5, "load_format": "dummy",
         "redis_url": "redis://h/1", "enable_prefix_caching": False, "device": "cpu",
-        "redis_patience": 7.0,
+        "redis_patience": 7.0, "deterministic": True,
     }  # fmt: skip
     assert seen[0].model_dump() == wanted
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from pagestream.kernels import (
+    FIXED_SPLITTING,
     Splitting,
     decode_attention,
     linear,
@@ -164,7 +165,9 @@ class Attend:
     ) -> None:
         self.inputs = inputs
         self.scale = spec.head_dim**-0.5
-        self.splitting = splitting
+        # Beside prefills one splitting serves every batch: each is another kernel to compile, and
+        # such a step's time is in its matrix products.
+        self.splitting = FIXED_SPLITTING if inputs.max_prefills else splitting
         self.slot_mapping = inputs.slot_mapping
         # Made once a step, for all layers.
         self.tiles: Tensor | None = None
