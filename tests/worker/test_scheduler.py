@@ -189,6 +189,20 @@ def test_the_longest_context_is_the_first_of_a_step():
     assert [work.request.request_id for work in decodes] == ["long", "middle", "short"]
 
 
+def test_prompts_take_smaller_steps_while_a_request_decodes():
+    pool = BlockPool(64, BLOCK_TOKENS)
+    scheduler = Scheduler(pool, max_running=4, max_step_tokens=16, max_mixed_tokens=6)
+    scheduler.add(request("first", [1] * 16))
+    sizes = []
+    for name in ("second", "third"):
+        plan = scheduler.schedule()
+        sizes.append(sum(work.num_tokens for work in plan))
+        scheduler.commit(plan, [1] * len(plan))
+        scheduler.add(request(name, [2] * 16))
+    sizes.append(sum(work.num_tokens for work in scheduler.schedule()))
+    assert sizes == [16, 6, 6]
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Random adds, steps, late commits and aborts, with invariants after each and exact tokens."""
 

@@ -29,14 +29,16 @@ def test_flags_reach_the_settings(app: typer.Typer, monkeypatch: pytest.MonkeyPa
     more = "--served-model-name s --revision r --dtype float32 --num-blocks 9 --name n"
     rest = "--gpu-memory-utilization 0.5 --load-format dummy --redis-url redis://h/1"
     last = "--no-enable-prefix-caching --device cpu --redis-patience 7 --deterministic"
-    result = CliRunner().invoke(app, ["worker", *f"{flags} {more} {rest} {last}".split()])
+    result = CliRunner().invoke(
+        app, ["worker", *f"{flags} {more} {rest} {last} --max-mixed-tokens 9".split()]
+    )
     assert result.exit_code == 75, result.output
     wanted: dict[str, Any] = {
         "model": "m", "max_model_len": 100, "max_num_seqs": 3, "max_num_batched_tokens": 64,
         "grace": 2.0, "served_model_name": "s", "revision": "r", "dtype": "float32",
         "num_blocks": 9, "name": "n", "gpu_memory_utilization": 0.5, "load_format": "dummy",
         "redis_url": "redis://h/1", "enable_prefix_caching": False, "device": "cpu",
-        "redis_patience": 7.0, "deterministic": True,
+        "redis_patience": 7.0, "deterministic": True, "max_mixed_tokens": 9,
     }  # fmt: skip
     assert seen[0].model_dump() == wanted
 

@@ -42,6 +42,13 @@ MaxModelLen = Annotated[
 ]
 MaxNumSeqs = Annotated[int | None, typer.Option(help="Requests that run at once.")]
 MaxBatched = Annotated[int | None, typer.Option(help="Token budget of one step.")]
+MaxMixed = Annotated[
+    int | None,
+    typer.Option(
+        help="Token budget of a step in which requests decode: less keeps their latency even. "
+        "[default: that of any step]"
+    ),
+]
 Dtype = Annotated[
     str | None, typer.Option(help="auto, float32, float16 or bfloat16; auto: float32 on a CPU.")
 ]
@@ -79,6 +86,7 @@ def worker(
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = None,
     max_num_batched_tokens: MaxBatched = None,
+    max_mixed_tokens: MaxMixed = None,
     dtype: Dtype = None,
     device: Device = None,
     load_format: LoadFormat = None,
@@ -104,6 +112,7 @@ def up(
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = None,
     max_num_batched_tokens: MaxBatched = None,
+    max_mixed_tokens: MaxMixed = None,
     dtype: Dtype = None,
     device: Device = None,
     load_format: LoadFormat = None,

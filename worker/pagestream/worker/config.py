@@ -28,6 +28,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that run at once: rows of the device tables."""
     max_step_tokens: int = 8192
     """Token budget of a step, decodes and prompt chunks together."""
+    max_mixed_tokens: int | None = None
+    """Token budget of a step in which requests decode; None: that of any step. Fewer tokens keep
+    the decodes' latency even while prompts are computed, and take more steps for the prompts."""
     num_blocks: int | None = None
     """KV blocks; None sizes the cache from free device memory."""
     gpu_memory_utilization: float = 0.92

@@ -38,6 +38,7 @@ class WorkerSettings(BaseSettings):
     max_model_len: int | None = Field(default=None, ge=2)
     max_num_seqs: int = Field(default=256, ge=1)
     max_num_batched_tokens: int = Field(default=8192, ge=1)
+    max_mixed_tokens: int | None = Field(default=None, ge=1)
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     load_format: Literal["auto", "dummy"] = "auto"
@@ -73,6 +74,7 @@ class WorkerSettings(BaseSettings):
             max_model_tokens=self.max_model_len,
             max_running=self.max_num_seqs,
             max_step_tokens=self.max_num_batched_tokens,
+            max_mixed_tokens=self.max_mixed_tokens,
             num_blocks=self.num_blocks,
             gpu_memory_utilization=self.gpu_memory_utilization,
             prefix_cache=self.enable_prefix_caching,

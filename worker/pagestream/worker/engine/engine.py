@@ -139,6 +139,7 @@ def build_engine(
         BlockPool(num_blocks, BLOCK_TOKENS),
         max_running=config.max_running,
         max_step_tokens=max_step_tokens,
+        max_mixed_tokens=max(config.max_mixed_tokens or max_step_tokens, config.max_running),
         prefix_cache=config.prefix_cache,
     )
     ready = Ready(

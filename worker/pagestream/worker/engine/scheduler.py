@@ -68,11 +68,13 @@ class Scheduler:
         *,
         max_running: int,
         max_step_tokens: int,
+        max_mixed_tokens: int | None = None,
         prefix_cache: bool = True,
     ) -> None:
         self._pool = pool
         self._max_running = max_running
         self._max_step_tokens = max_step_tokens
+        self._max_mixed_tokens = min(max_mixed_tokens or max_step_tokens, max_step_tokens)
         self._prefix_cache = prefix_cache
         self._requests: dict[str, Request] = {}
         self._waiting: deque[Request] = deque()
@@ -121,7 +123,9 @@ class Scheduler:
         """Plan a step: running requests first, oldest first; then whoever waits and fits whole."""
         plan = Plan()
         preemptions = self.num_preemptions
-        budget_tokens = self._plan_running(plan, self._max_step_tokens)
+        decodes = any(request.is_decoding for request in self._running)
+        most_tokens = self._max_mixed_tokens if decodes else self._max_step_tokens
+        budget_tokens = self._plan_running(plan, most_tokens)
         if self.num_preemptions == preemptions:
             self._admit(plan, budget_tokens)
         # Attention begins with the first: a long context begun last would end after all the others.
