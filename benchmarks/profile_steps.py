@@ -1,0 +1,106 @@
+"""Where a step's time goes on the GPU: every kernel's share, and how much of the time any one ran.
+
+    python benchmarks/profile_steps.py --model benchmarks/models/qwen3-0.6b --batch-sizes 1 64 256
+
+`busy` is the union of the kernels' intervals over the wall time from the first one's begin to the
+last one's end, so gaps between kernels and waits for the host both count against it. The profiler
+itself makes steps slower; `pagestream bench latency` says how long they take without it.
+"""
+
+import argparse
+import itertools
+import random
+from collections import defaultdict
+from typing import NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pagestream.worker.config import EngineConfig
+from pagestream.worker.engine.engine import Engine, build_engine
+from pagestream.worker.messages import Add, Sampling
+
+WARM_STEPS = 8
+STEPS = 10
+SHOWN = 16
+
+
+class Interval(NamedTuple):
+    """One kernel or copy on the GPU."""
+
+    begin_us: float
+    end_us: float
+    name: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--context", type=int, default=512, help="tokens of each sequence")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("this profiles a GPU, and there is none")
+    most = max(arguments.batch_sizes)
+    engine = build_engine(
+        EngineConfig(
+            model=arguments.model,
+            load_format="dummy",
+            max_running=most,
+            max_model_tokens=arguments.context + 2 * (WARM_STEPS + STEPS),
+            prefix_cache=False,
+        )
+    )
+    for batch in arguments.batch_sizes:
+        print(f"\n{batch} sequences, {arguments.context} tokens each")
+        show(profiled(engine, batch, arguments.context))
+
+
+def profiled(engine: Engine, batch: int, context: int) -> list[Interval]:
+    """What the GPU did in some steps in which every sequence decodes."""
+    rng = random.Random(batch)
+    sampling = Sampling(max_tokens=2 * (WARM_STEPS + STEPS))
+    for n in range(batch):
+        ids = [rng.randrange(engine.ready().vocab_size) for _ in range(context)]
+        engine.add(Add(request_id=f"{batch}-{n}", prompt_ids=ids, sampling=sampling))
+    decoding = 0
+    while decoding < WARM_STEPS:
+        outputs = engine.step().outputs
+        decoding += len(outputs) == batch
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(STEPS):
+            engine.step()
+        torch.cuda.synchronize()
+    while engine.has_work:
+        engine.step()
+    return sorted(
+        Interval(event.time_range.start, event.time_range.end, event.name)
+        for event in profiler.events() or ()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    )
+
+
+def busy_us(intervals: list[Interval]) -> float:
+    """The length of the union of intervals sorted by their begin."""
+    reached = list(itertools.accumulate((one.end_us for one in intervals), max))
+    begins = [max(one.begin_us, end) for one, end in zip(intervals[1:], reached, strict=False)]
+    later = (max(0.0, one.end_us - at) for one, at in zip(intervals[1:], begins, strict=True))
+    return intervals[0].end_us - intervals[0].begin_us + sum(later)
+
+
+def show(intervals: list[Interval]) -> None:
+    """Print the table of one batch size."""
+    wall_us = max(one.end_us for one in intervals) - intervals[0].begin_us
+    print(f"wall {wall_us / STEPS:.0f} µs a step, busy {busy_us(intervals) / wall_us:.1%}")
+    spent: dict[str, list[float]] = defaultdict(list)
+    for one in intervals:
+        spent[one.name].append(one.end_us - one.begin_us)
+    print(f"{'µs a step':>10}{'launches':>10}{'µs each':>9}  kernel")
+    for name, times in sorted(spent.items(), key=lambda item: -sum(item[1]))[:SHOWN]:
+        each = sum(times) / len(times)
+        print(f"{sum(times) / STEPS:10.1f}{len(times) / STEPS:10.1f}{each:9.2f}  {name[:60]}")
+
+
+if __name__ == "__main__":
+    main()
