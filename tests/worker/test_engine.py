@@ -180,6 +180,13 @@ def test_nothing_is_compiled_once_the_engine_is_ready(tmp_path, monkeypatch):
     assert compiled == []
 
 
+def test_deterministic_asks_nothing_of_a_cpu(tmp_path):
+    make_checkpoint("llama", tmp_path)
+    add = Add(request_id="r", prompt_ids=[5, 6], sampling=Sampling(max_tokens=5))
+    plain, fixed = (engine_for(tmp_path, deterministic=on) for on in (False, True))
+    assert run(fixed, [add]) == run(plain, [add])
+
+
 def test_a_resumed_request_continues_as_if_it_had_never_stopped(tmp_path):
     make_checkpoint("qwen3", tmp_path)
     (prompt,) = ragged_prompts([30])

@@ -104,9 +104,9 @@ def build_engine(
         ConfigError: settings that do not fit the model or the machine.
         ModelError: the model cannot be loaded.
     """
-    if config.deterministic:
-        never_split_sums()
     device = pick_device(config.device)
+    if config.deterministic and device.type == "cuda":
+        never_split_sums()
     model = load_model(config, device, progress)
     model.splitting = FIXED_SPLITTING if config.deterministic else None
     context_tokens = _context(config, model.spec.context_tokens)
@@ -158,7 +158,7 @@ def build_engine(
 def never_split_sums() -> None:
     """Keep cuBLAS from splitting a product's sums between programs, which it does by the batch.
 
-    Without a workspace it cannot. The variables are read when CUDA starts, so this comes first.
+    Without a workspace it cannot. The variables are read at a process's first product on the GPU.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":16:8"
     os.environ["CUBLASLT_WORKSPACE_SIZE"] = "1"
