@@ -27,7 +27,9 @@ def bench(monkeypatch, tmp_path):
 
     def run(*arguments):
         path = tmp_path / "figures.json"
-        result = CliRunner().invoke(app, ["bench", *arguments, "--json", str(path)])
+        result = CliRunner().invoke(
+            app, ["bench", arguments[0], "--json", str(path), *arguments[1:]]
+        )
         assert result.exception is None or isinstance(result.exception, SystemExit), result.output
         written = json.loads(path.read_bytes()) if path.exists() else None
         return result.exit_code, result.output, written
@@ -208,3 +210,12 @@ def test_facts_of_this_machine():
     assert here.cpus >= 1
     assert here.versions["torch"]
     assert here.python == ".".join(map(str, sys.version_info[:3]))
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("/no/folder/x.json", "no folder /no/folder"), ("/", "is a folder")]
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(bench, path, said):
+    code, output, _ = bench("throughput", *FEW, *ENGINE, "--json", path)
+    assert code == 2
+    assert said in " ".join(output.replace("│", " ").split())  # a frame may fold the sentence

@@ -26,8 +26,23 @@ from .progress import progress_bar
 
 FAILED, UNAVAILABLE, BAD_CONFIG = 1, 69, 78
 
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Refuse a file that could not be written once everything has been measured."""
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"{path}: there is no folder {path.parent}; make it first")
+    if path is not None and path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; name a file")
+    return path
+
+
 Json = Annotated[
-    Path | None, typer.Option("--json", help="Write figures, arguments and machine to this file.")
+    Path | None,
+    typer.Option(
+        "--json",
+        help="Write figures, arguments and machine to this file.",
+        callback=_in_a_folder,
+    ),
 ]
 Goodput = Annotated[
     list[str] | None,
@@ -158,7 +173,10 @@ def serve(
         typer.Option(help="Load the workers there. [default: a Redis and a worker of its own]"),
     ] = None,
     json: Json = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw latencies against load: a PNG.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw latencies against load: a PNG.", callback=_in_a_folder),
+    ] = None,
     **flags: Any,
 ) -> None:
     """Send requests through Redis as they would arrive, and watch every token come back."""
