@@ -107,41 +107,41 @@ def test_preemption_changes_no_greedy_token(family, device, tmp_path):
     assert engine.scheduler.num_preemptions > 0
 
 
-def test_a_seeded_request_draws_the_same_alone_and_among_64(tmp_path):
-    make_checkpoint("llama", tmp_path)
+def assert_the_same_alone_and_among_64(path, sampling_of, every, **settings):
+    """Every so-many-th of 64 requests draws alone what it drew among them; returns all tokens."""
     prompts = ragged_prompts([(7 * n) % 50 + 1 for n in range(64)])
     adds = [
-        Add(
-            request_id=f"r{n}",
-            prompt_ids=prompt,
-            sampling=Sampling(temperature=0.9, top_p=0.95, top_k=40, seed=n, max_tokens=24),
-        )
+        Add(request_id=f"r{n}", prompt_ids=prompt, sampling=sampling_of(n))
         for n, prompt in enumerate(prompts)
     ]
-    together = run(engine_for(tmp_path, max_running=64, num_blocks=512), adds)
-    alone = engine_for(tmp_path, max_running=64, num_blocks=512, prefix_cache=False)
-    for add in adds[::8]:
+    settings |= {"max_running": 64, "num_blocks": 512}
+    together = run(engine_for(path, **settings), adds)
+    alone = engine_for(path, prefix_cache=False, **settings)
+    for add in adds[::every]:
         assert run(alone, [add])[add.request_id] == together[add.request_id]
+    return together
+
+
+def test_a_seeded_request_draws_the_same_alone_and_among_64(tmp_path):
+    make_checkpoint("llama", tmp_path)
+
+    def sampling_of(n):
+        return Sampling(temperature=0.9, top_p=0.95, top_k=40, seed=n, max_tokens=24)
+
+    together = assert_the_same_alone_and_among_64(tmp_path, sampling_of, 8)
     assert len({tuple(tokens) for tokens in together.values()}) == 64
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_deterministic_makes_a_request_know_no_other(tmp_path):
     make_checkpoint("qwen3", tmp_path)
-    prompts = ragged_prompts([(7 * n) % 50 + 1 for n in range(64)])
-    adds = [
-        Add(
-            request_id=f"r{n}",
-            prompt_ids=prompt,
-            sampling=Sampling(temperature=0.9 * (n % 2), seed=n, max_tokens=24),
-        )
-        for n, prompt in enumerate(prompts)
-    ]
-    options = {"device": "cuda", "dtype": "bfloat16", "max_running": 64, "num_blocks": 512}
-    together = run(engine_for(tmp_path, deterministic=True, **options), adds)
-    alone = engine_for(tmp_path, deterministic=True, prefix_cache=False, **options)
-    for add in adds[::7]:
-        assert run(alone, [add])[add.request_id] == together[add.request_id]
+
+    def sampling_of(n):
+        return Sampling(temperature=0.9 * (n % 2), seed=n, max_tokens=24)
+
+    assert_the_same_alone_and_among_64(
+        tmp_path, sampling_of, 7, device="cuda", dtype="bfloat16", deterministic=True
+    )
 
 
 @pytest.mark.gpu

@@ -27,7 +27,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int = 256
     """Requests that run at once: rows of the device tables."""
     max_step_tokens: int = 8192
-    """Token budget of a step, decodes and prompt chunks together."""
+    """Token budget of a step, decodes and prompt chunks together; see `step_budget_tokens`."""
     max_mixed_tokens: int | None = None
     """Token budget of a step in which requests decode; None: that of any step. Fewer tokens keep
     the decodes' latency even while prompts are computed, and take more steps for the prompts."""
@@ -39,3 +39,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     deterministic: bool = False
     """A request's bits do not depend on what else is in the batch: attention splits contexts by
     their own length alone, and matrix products never split their sums. A CPU always works so."""
+
+    @property
+    def step_budget_tokens(self) -> int:
+        """What a step may hold: never too little for every running request to decode."""
+        return max(self.max_step_tokens, self.max_running)
+
+    @property
+    def mixed_budget_tokens(self) -> int:
+        """The same of a step in which requests decode."""
+        if self.max_mixed_tokens is None:
+            return self.step_budget_tokens
+        return min(max(self.max_mixed_tokens, self.max_running), self.step_budget_tokens)

@@ -236,7 +236,8 @@ def with_scheduler_time(
         workload,
         num_blocks=ready.num_blocks,
         max_running=ready.max_running,
-        max_step_tokens=max(config.max_step_tokens, ready.max_running),
+        max_step_tokens=config.step_budget_tokens,
+        max_mixed_tokens=config.mixed_budget_tokens,
         prefix_cache=config.prefix_cache,
     )
     return msgspec.structs.replace(played, scheduler_us=schedule.median_us)

@@ -34,6 +34,7 @@ def play_schedule(
     num_blocks: int,
     max_running: int,
     max_step_tokens: int,
+    max_mixed_tokens: int | None = None,
     prefix_cache: bool = True,
 ) -> Schedule:
     """Schedule a workload to its end; everything has arrived before the first step."""
@@ -41,6 +42,7 @@ def play_schedule(
         BlockPool(num_blocks, BLOCK_TOKENS),
         max_running=max_running,
         max_step_tokens=max_step_tokens,
+        max_mixed_tokens=max_mixed_tokens,
         prefix_cache=prefix_cache,
     )
     for index, (prompt_ids, output_tokens) in enumerate(workload):

@@ -110,7 +110,7 @@ def build_engine(
     model = load_model(config, device, progress)
     model.splitting = FIXED_SPLITTING if config.deterministic else None
     context_tokens = _context(config, model.spec.context_tokens)
-    max_step_tokens = max(config.max_step_tokens, config.max_running)
+    max_step_tokens = config.step_budget_tokens
     batch = Batch(
         max_running=config.max_running,
         max_step_tokens=max_step_tokens,
@@ -139,7 +139,7 @@ def build_engine(
         BlockPool(num_blocks, BLOCK_TOKENS),
         max_running=config.max_running,
         max_step_tokens=max_step_tokens,
-        max_mixed_tokens=max(config.max_mixed_tokens or max_step_tokens, config.max_running),
+        max_mixed_tokens=config.mixed_budget_tokens,
         prefix_cache=config.prefix_cache,
     )
     ready = Ready(

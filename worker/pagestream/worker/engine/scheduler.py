@@ -74,7 +74,7 @@ class Scheduler:
         self._pool = pool
         self._max_running = max_running
         self._max_step_tokens = max_step_tokens
-        self._max_mixed_tokens = min(max_mixed_tokens or max_step_tokens, max_step_tokens)
+        self._max_mixed_tokens = max_mixed_tokens or max_step_tokens
         self._prefix_cache = prefix_cache
         self._requests: dict[str, Request] = {}
         self._waiting: deque[Request] = deque()
@@ -83,8 +83,6 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prefix_hit_tokens = 0
         self.num_chunked_prefills = 0
-        self._used_slots = 0
-        self._allocated_slots = 0
         self._used_slot_steps = 0
         self._allocated_slot_steps = 0
 
@@ -132,7 +130,9 @@ class Scheduler:
         plan.decodes.sort(key=_BY_START, reverse=True)
         for work in plan:
             self._advance(work)
-        self._count_slots()
+        used, allocated = self._slots()
+        self._used_slot_steps += used
+        self._allocated_slot_steps += allocated
         return plan
 
     def commit(self, plan: Plan, token_ids: Sequence[int]) -> list[Output]:
@@ -160,14 +160,14 @@ class Scheduler:
         return outputs
 
     def load(self, step: int) -> Load:
-        """How full the engine is; slots as the newest plan left them, none when nothing runs."""
-        runs = bool(self._running)
+        """How full the engine is."""
+        used, allocated = self._slots()
         return Load(
             running=len(self._running),
             waiting=len(self._waiting),
             free_blocks=self._pool.num_available,
-            used_slots=self._used_slots * runs,
-            allocated_slots=self._allocated_slots * runs,
+            used_slots=used,
+            allocated_slots=allocated,
             used_slot_steps=self._used_slot_steps,
             allocated_slot_steps=self._allocated_slot_steps,
             preemptions=self.num_preemptions,
@@ -175,17 +175,15 @@ class Scheduler:
             step=step,
         )
 
-    def _count_slots(self) -> None:
-        """Token slots in use: those allocated without what the last blocks have still free."""
+    def _slots(self) -> tuple[int, int]:
+        """(used, allocated) token slots: they differ by what the last blocks have still free."""
         block_tokens = self._pool.block_tokens
+        allocated = self._pool.num_in_use * block_tokens
         unfilled = sum(
             len(request.blocks) * block_tokens - request.num_computed_tokens
             for request in self._running
         )
-        self._allocated_slots = self._pool.num_in_use * block_tokens
-        self._used_slots = self._allocated_slots - unfilled
-        self._used_slot_steps += self._used_slots
-        self._allocated_slot_steps += self._allocated_slots
+        return allocated - unfilled, allocated
 
     # ---- planning
 
