@@ -13,6 +13,7 @@ from pagestream.worker.engine.graphs import StepGraphs, decode_buckets
         (20, [1, 2, 4, 8, 16, 20]),
         (256, [1, 2, 4, *range(8, 257, 8)]),
         (280, [1, 2, 4, *range(8, 257, 8), 272, 280]),
+        (600, [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16), 544, 576, 600]),
     ],
 )
 def test_buckets_end_in_the_most_sequences(most, buckets):
@@ -42,3 +43,12 @@ def captured(monkeypatch) -> StepGraphs:
 def test_a_step_takes_the_smallest_shape_that_holds_it(captured, step, shape):
     assert captured.fit(step) == shape
     assert shape is None or shape in set(captured.shapes())
+
+
+def test_a_step_of_few_sequences_computes_few_rows_of_the_head(monkeypatch):
+    monkeypatch.setattr(graphs.torch.cuda, "graph_pool_handle", lambda: None)
+    captured = StepGraphs(max_running=700, max_model_tokens=900, max_step_tokens=1000)
+    steps = [StepShape(seqs, 600, True, 9, 50) for seqs in (100, 256, 257, 600)]
+    shapes = [captured.fit(step) for step in steps]
+    assert [shape and shape.num_seqs for shape in shapes] == [256, 256, 640, 640]
+    assert set(shapes) < set(captured.shapes())

@@ -10,6 +10,8 @@
     batch_layout       a step's token ids, positions and cache slots, made on the device
     sample             the next token of each sequence
 
+`Products` is what `linear` may know of cuBLAS's algorithms.
+
 One file an op: what it computes and its source, a reference in plain torch, the op, its Triton
 kernel. An op takes its kernel on a GPU and its reference on a CPU, where the reference is also what
 serves; on both a sequence's result does not depend on the batch it is in. The package knows no
@@ -29,6 +31,7 @@ Axes, by name, everywhere:
     vocab       token ids
 """
 
+from ._cublaslt import Products
 from .batch_layout import Layout, batch_layout
 from .decode_attention import FIXED_SPLITTING, Splitting, decode_attention
 from .linear import linear
@@ -42,6 +45,7 @@ from .silu_mul import silu_mul
 __all__ = [
     "FIXED_SPLITTING",
     "Layout",
+    "Products",
     "SamplingTable",
     "Splitting",
     "batch_layout",

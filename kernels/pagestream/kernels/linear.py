@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._cublaslt import Products
 from ._few_rows import few_rows, few_rows_tile
 
 _MIN_ROWS = 16
@@ -31,14 +32,20 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return out[:rows]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, products: Products | None = None
+) -> Tensor:
     """Return x @ weight.T + bias.
 
     Shapes: x [tokens, inputs], weight [outputs, inputs], bias [outputs] -> [tokens, outputs]; sums
     in fp32. On a CPU in fp32, and on a GPU among the few rows that do not go to cuBLAS, a row's
-    bits depend on that row alone.
+    bits depend on that row alone. `products` knows faster algorithms of cuBLAS's for some shapes.
     """
     assert x.shape[1:] == weight.shape[1:], f"{tuple(x.shape)} times {tuple(weight.shape)}.T"
     if tile := few_rows_tile(x, weight):
         return few_rows(x, weight, bias, tile)
-    return F.linear(x, weight, bias) if x.is_cuda else linear_reference(x, weight, bias)
+    if not x.is_cuda:
+        return linear_reference(x, weight, bias)
+    if products is not None and bias is None and (out := products.multiply(x, weight)) is not None:
+        return out
+    return F.linear(x, weight, bias)

@@ -10,6 +10,7 @@ Source: Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202, eq. 5 (Sw
 
 from torch import Tensor
 
+from ._cublaslt import Products
 from ._few_rows import few_rows, few_rows_tile
 from .linear import linear, linear_reference
 from .silu_mul import silu_mul, silu_mul_reference
@@ -20,15 +21,17 @@ def linear_silu_mul_reference(x: Tensor, weight: Tensor, bias: Tensor | None = N
     return silu_mul_reference(linear_reference(x, weight, bias))
 
 
-def linear_silu_mul(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_silu_mul(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, products: Products | None = None
+) -> Tensor:
     """Return silu(gate) * up of the halves of x @ weight.T + bias, gate first.
 
     Shapes: x [tokens, inputs], weight [2 * intermediate, inputs], bias [2 * intermediate] ->
     [tokens, intermediate]. Sums in fp32; gate, up and silu(gate) are each rounded to the dtype, as
-    `silu_mul` of `linear` rounds them.
+    `silu_mul` of `linear` rounds them. `products` as in `linear`.
     """
     assert x.shape[1:] == weight.shape[1:], f"{tuple(x.shape)} times {tuple(weight.shape)}.T"
     assert len(weight) % 2 == 0, f"gate_up {tuple(weight.shape)}"
     if tile := few_rows_tile(x, weight, gated=True):
         return few_rows(x, weight, bias, tile, gated=True)
-    return silu_mul(linear(x, weight, bias))
+    return silu_mul(linear(x, weight, bias, products))

@@ -24,7 +24,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`dummy`: random weights from a config.json alone, for benchmarks."""
     max_model_tokens: int | None = None
     """Prompt and output together; None takes the model's own context."""
-    max_running: int = 256
+    max_running: int = 1024
     """Requests that run at once: rows of the device tables."""
     max_step_tokens: int = 8192
     """Token budget of a step, decodes and prompt chunks together; see `step_budget_tokens`."""

@@ -36,7 +36,7 @@ class WorkerSettings(BaseSettings):
     grace: float = Field(default=30.0, ge=0)
     redis_patience: float = Field(default=600.0, gt=0)
     max_model_len: int | None = Field(default=None, ge=2)
-    max_num_seqs: int = Field(default=256, ge=1)
+    max_num_seqs: int = Field(default=1024, ge=1)
     max_num_batched_tokens: int = Field(default=8192, ge=1)
     max_mixed_tokens: int | None = Field(default=None, ge=1)
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from pagestream.kernels import FIXED_SPLITTING
+from pagestream.kernels import FIXED_SPLITTING, Products
 
 from ..config import BLOCK_TOKENS, EngineConfig
 from ..errors import ConfigError
@@ -109,6 +109,8 @@ def build_engine(
         never_split_sums()
     model = load_model(config, device, progress)
     model.splitting = FIXED_SPLITTING if config.deterministic else None
+    if device.type == "cuda" and not config.deterministic:
+        model.take_products(Products(device))
     context_tokens = _context(config, model.spec.context_tokens)
     max_step_tokens = config.step_budget_tokens
     batch = Batch(

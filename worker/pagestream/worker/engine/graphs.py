@@ -22,13 +22,17 @@ keeps up with the device."""
 MIXED_PREFILLS = 32
 """Prefills of such a step, at most."""
 
+MIXED_SEQS = 256
+"""Sequences of such a step; where more can run there is a second graph, for as many as that. Each
+sequence is a row of the LM head, dear enough not to be computed for nobody."""
+
 
 def decode_buckets(max_running: int) -> list[int]:
-    """Numbers of sequences to capture: 1, 2, 4, by 8 to 256, by 16 beyond, ending in the most.
+    """Numbers of sequences to capture: 1, 2, 4, by 8 to 256, by 16 to 512, by 32 beyond.
 
-    Padding costs at most 7 rows where a row is dear, and 15 where it is not.
+    Padding costs at most 7 rows where a row is dear, and 31 where it is not. The last is the most.
     """
-    sizes = [1, 2, 4, *range(8, 257, 8), *range(272, max_running + 16, 16)]
+    sizes = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16), *range(544, max_running + 32, 32)]
     return [size for size in sizes if size < max_running] + [max_running]
 
 
@@ -46,7 +50,8 @@ class StepGraphs:
     def shapes(self) -> Iterator[StepShape]:
         """Shapes in the order to capture them: largest first, so that memory is reused."""
         for tokens in reversed(self._mixed):
-            yield self._mixed_shape(tokens)
+            for seqs in reversed(self._mixed_seqs(tokens)):
+                yield self._mixed_shape(tokens, seqs)
         for bound in reversed(self._bounds):
             for seqs in reversed(self._decodes):
                 yield _decode_shape(seqs, bound)
@@ -61,12 +66,13 @@ class StepGraphs:
         tokens = next((size for size in self._mixed if size >= shape.num_tokens), None)
         if tokens is None or shape.max_prefills > MIXED_PREFILLS:
             return None
-        return self._mixed_shape(tokens) if shape.max_kv_len <= self._bounds[0] else None
+        if shape.max_kv_len > self._bounds[0]:
+            return None
+        seqs = next(size for size in self._mixed_seqs(tokens) if size >= shape.num_seqs)
+        return self._mixed_shape(tokens, seqs)
 
     def capture(self, shape: StepShape, step: Callable[[StepShape], Tensor]) -> None:
-        """Capture `step` for a shape whose numbers have been staged."""
-        step(shape)  # compile and let libraries set themselves up outside the capture
-        torch.cuda.synchronize()
+        """Capture `step` for a shape whose numbers have been staged, and which has run once."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             token_ids = step(shape)
@@ -79,8 +85,11 @@ class StepGraphs:
         graph.replay()
         return token_ids
 
-    def _mixed_shape(self, tokens: int) -> StepShape:
-        seqs = min(tokens, self._max_running)
+    def _mixed_seqs(self, tokens: int) -> list[int]:
+        most = min(tokens, self._max_running)
+        return sorted({min(MIXED_SEQS, most), most})
+
+    def _mixed_shape(self, tokens: int, seqs: int) -> StepShape:
         return StepShape(seqs, tokens, True, min(seqs, MIXED_PREFILLS), self._bounds[0])
 
 

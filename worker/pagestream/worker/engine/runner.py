@@ -89,6 +89,10 @@ class Runner:
         self._graphs = StepGraphs(max_running, max_model_tokens, max_step_tokens)
         for shape in self._graphs.shapes():
             self._batch.stage(Plan(), shape)
+            # Outside the capture kernels compile, libraries set themselves up, products are timed.
+            with self._model.learning():
+                self._step(shape)
+            torch.cuda.synchronize()
             self._graphs.capture(shape, self._step)
 
     def _step(self, shape: StepShape) -> Tensor:

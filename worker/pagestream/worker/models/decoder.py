@@ -9,6 +9,7 @@ differs between families is in `ModelSpec`.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.nn.functional import embedding
 
 from pagestream.kernels import (
     FIXED_SPLITTING,
+    Products,
     Splitting,
     decode_attention,
     linear,
@@ -39,6 +41,7 @@ class Model:
         self.rope = rope
         self.splitting: Splitting | None = None
         """How attention cuts contexts; None takes the fastest for each batch."""
+        self._products: Products | None = None
         self.embed = torch.empty(spec.vocab_size, spec.hidden_size, dtype=spec.dtype, device=device)
         self.layers = [Layer(spec, window, device) for window in spec.windows]
         self.norm = torch.empty(spec.hidden_size, dtype=spec.dtype, device=device)
@@ -59,7 +62,18 @@ class Model:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Shapes: hidden [n, hidden] -> [n, vocab], in the model's dtype."""
-        return linear(hidden, self.head)
+        return linear(hidden, self.head, products=self._products)
+
+    def take_products(self, products: Products) -> None:
+        """Let every projection use what `products` learns."""
+        self._products = products
+        for layer in self.layers:
+            for projection in layer.projections():
+                projection.products = products
+
+    def learning(self) -> AbstractContextManager[None]:
+        """Measure the products that are asked for inside, if any are to be measured."""
+        return nullcontext() if self._products is None else self._products.learning()
 
     def cache_salt(self, prompt_tokens: int) -> str:
         """Return what a prompt's cached prefix depends on beside its tokens (see `Rope`)."""
@@ -113,11 +127,15 @@ class Layer:
         x, residual = rms_norm(x, self.mlp_norm, self.norm_eps, residual)
         return self.mlp(x), residual
 
+    def projections(self) -> tuple[Linear, ...]:
+        """The layer's matrix products, in the order they run."""
+        return (self.attention.qkv, self.attention.out, self.mlp.gate_up, self.mlp.down)
+
     def parameters(self) -> Iterator[Tensor]:
         """Every parameter once."""
         yield from (self.attention_norm, self.mlp_norm)
-        attention, mlp = self.attention, self.mlp
-        for projection in (attention.qkv, attention.out, mlp.gate_up, mlp.down):
+        attention = self.attention
+        for projection in self.projections():
             yield projection.weight
             if projection.bias is not None:
                 yield projection.bias
