@@ -1,6 +1,7 @@
 """Where a step's time goes on the GPU: every kernel's share, and how much of the time any one ran.
 
     python benchmarks/profile_steps.py --model benchmarks/models/qwen3-0.6b --batch-sizes 1 64 256
+    python benchmarks/profile_steps.py --model benchmarks/models/llama-3.1-8b --workload nano
 
 `busy` is the union of the kernels' intervals over the wall time from the first one's begin to the
 last one's end, so gaps between kernels and waits for the host both count against it. The profiler
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from pagestream.worker.bench.datasets import WORKLOADS, Workload, fit_to_vocabulary
 from pagestream.worker.config import EngineConfig
 from pagestream.worker.engine.engine import Engine, build_engine
 from pagestream.worker.messages import Add, Sampling
@@ -23,6 +25,8 @@ from pagestream.worker.messages import Add, Sampling
 WARM_STEPS = 8
 STEPS = 10
 SHOWN = 16
+WORKLOAD_PIECES = ((4, 8), (100, 30), (400, 30), (800, 30))
+"""(first step, steps): among the prefills, with everybody running, half-way, near the end."""
 
 
 class Interval(NamedTuple):
@@ -38,9 +42,15 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--context", type=int, default=512, help="tokens of each sequence")
+    parser.add_argument(
+        "--workload", choices=sorted(WORKLOADS), help="profile pieces of this instead"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this profiles a GPU, and there is none")
+    if arguments.workload:
+        profile_workload(arguments.model, WORKLOADS[arguments.workload]())
+        return
     most = max(arguments.batch_sizes)
     engine = build_engine(
         EngineConfig(
@@ -53,7 +63,24 @@ def main() -> None:
     )
     for batch in arguments.batch_sizes:
         print(f"\n{batch} sequences, {arguments.context} tokens each")
-        show(profiled(engine, batch, arguments.context))
+        show(profiled(engine, batch, arguments.context), STEPS)
+
+
+def profile_workload(model: str, workload: Workload) -> None:
+    """Pieces of a workload whose requests all come at once: its prefills, and later on."""
+    longest = max(len(ids) + tokens for ids, tokens in workload)
+    engine = build_engine(EngineConfig(model=model, load_format="dummy", max_model_tokens=longest))
+    for n, (ids, tokens) in enumerate(fit_to_vocabulary(workload, engine.ready().vocab_size)):
+        sampling = Sampling(max_tokens=tokens)
+        engine.add(Add(request_id=str(n), prompt_ids=ids, sampling=sampling))
+    step = 0
+    for first, count in WORKLOAD_PIECES:
+        while step < first:
+            engine.step()
+            step += 1
+        print(f"\nsteps {first} to {first + count} of the workload")
+        show(traced(engine, count), count)
+        step += count
 
 
 def profiled(engine: Engine, batch: int, context: int) -> list[Interval]:
@@ -67,13 +94,19 @@ def profiled(engine: Engine, batch: int, context: int) -> list[Interval]:
     while decoding < WARM_STEPS:
         outputs = engine.step().outputs
         decoding += len(outputs) == batch
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(STEPS):
-            engine.step()
-        torch.cuda.synchronize()
+    intervals = traced(engine, STEPS)
     while engine.has_work:
         engine.step()
+    return intervals
+
+
+def traced(engine: Engine, steps: int) -> list[Interval]:
+    """What the GPU did in the engine's next steps."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            engine.step()
+        torch.cuda.synchronize()
     return sorted(
         Interval(event.time_range.start, event.time_range.end, event.name)
         for event in profiler.events() or ()
@@ -89,17 +122,17 @@ def busy_us(intervals: list[Interval]) -> float:
     return intervals[0].end_us - intervals[0].begin_us + sum(later)
 
 
-def show(intervals: list[Interval]) -> None:
-    """Print the table of one batch size."""
+def show(intervals: list[Interval], steps: int) -> None:
+    """Print the table of so many steps."""
     wall_us = max(one.end_us for one in intervals) - intervals[0].begin_us
-    print(f"wall {wall_us / STEPS:.0f} µs a step, busy {busy_us(intervals) / wall_us:.1%}")
+    print(f"wall {wall_us / steps:.0f} µs a step, busy {busy_us(intervals) / wall_us:.1%}")
     spent: dict[str, list[float]] = defaultdict(list)
     for one in intervals:
         spent[one.name].append(one.end_us - one.begin_us)
     print(f"{'µs a step':>10}{'launches':>10}{'µs each':>9}  kernel")
     for name, times in sorted(spent.items(), key=lambda item: -sum(item[1]))[:SHOWN]:
         each = sum(times) / len(times)
-        print(f"{sum(times) / STEPS:10.1f}{len(times) / STEPS:10.1f}{each:9.2f}  {name[:60]}")
+        print(f"{sum(times) / steps:10.1f}{len(times) / steps:10.1f}{each:9.2f}  {name[:60]}")
 
 
 if __name__ == "__main__":

@@ -29,11 +29,15 @@ _WORKSPACE_BYTES = 32 << 20
 _ALIGNMENT_BYTES = 256
 """What cuBLASLt takes for granted of operands unless told otherwise."""
 _MAX_CANDIDATES = 8
-_MAX_WEIGHTS = 4
+_MAX_WEIGHTS = 2
 """Weights of one shape to measure with, in turn: one alone would come from the L2 cache."""
 _ROUNDS = 2
+_MAX_ROWS = 1024
+"""With more rows the usual choice is good, and measuring takes long."""
 _SLEEP_CYCLES = 200_000
 """What the GPU waits before each measurement: meanwhile the host launches what is measured."""
+_HOPELESS = 1.2
+"""Times the fastest so far: whoever takes longer in the first round is not measured again."""
 _WORTHWHILE = 0.97
 """Share of the usual time that another algorithm may take: less is gained by chance."""
 
@@ -125,12 +129,13 @@ class Products:
         x = torch.randn(shape.rows, shape.inputs, dtype=shape.dtype, device=self._device)
         out = torch.empty(shape.rows, shape.outputs, dtype=shape.dtype, device=self._device)
         layouts = self._layouts(shape)
-        best, best_us = None, _WORTHWHILE * self._time_us(lambda w: F.linear(x, w), weights)
+        usual_us = self._time_us(lambda weight: F.linear(x, weight), weights)
+        best, best_us = None, _WORTHWHILE * usual_us
         for algorithm in self._candidates(layouts):
             if self._launch(layouts, algorithm, x, weights[0], out) != 0:
                 continue  # it asks for what this GPU or these operands do not have
             launch = self._launcher(layouts, algorithm, x, out)
-            if (us := self._time_us(launch, weights)) < best_us:
+            if (us := self._time_us(launch, weights, _HOPELESS * best_us)) < best_us:
                 best, best_us = algorithm, us
         return None if best is None else (layouts, best)
 
@@ -139,8 +144,13 @@ class Products:
     ) -> Callable[[Tensor], int]:
         return lambda weight: self._launch(layouts, algorithm, x, weight, out)
 
-    def _time_us(self, launch: Callable[[Tensor], object], weights: list[Tensor]) -> float:
-        """Shortest time of a launch, over rounds of one launch a weight."""
+    def _time_us(
+        self,
+        launch: Callable[[Tensor], object],
+        weights: list[Tensor],
+        most_us: float = float("inf"),
+    ) -> float:
+        """Shortest time of a launch, over rounds of one launch a weight; one round if `most_us`."""
         launch(weights[0])
         times_us: list[float] = []
         for _ in range(_ROUNDS):
@@ -152,6 +162,8 @@ class Products:
             end.record()
             end.synchronize()
             times_us.append(begin.elapsed_time(end) * 1000 / len(weights))
+            if times_us[0] > most_us:
+                break
         return min(times_us)
 
     def _candidates(self, layouts: _Layouts) -> list[_Algorithm]:
@@ -213,7 +225,7 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
     return (
         x.is_cuda
         and x.dtype in _DATA_TYPES
-        and len(x) > 0
+        and 0 < len(x) <= _MAX_ROWS
         and x.is_contiguous()
         and weight.is_contiguous()
         and x.data_ptr() % _ALIGNMENT_BYTES == 0

@@ -48,10 +48,11 @@ FIXED_SPLITTING = Splitting(512, 16)
 """For any batch: what a sequence gives alone it gives among others."""
 
 _SPLITTINGS = (
-    # (programs without splits, at most; splitting), as measured on an H200
+    # (programs without splits, at most; splitting), as measured on an H200 and an H100
     (32, Splitting(128, 32, stages=5)),
-    (64, Splitting(512, 16, stages=5)),
-    (264, Splitting(1024, 16, tile=128, warps=8)),
+    (64, Splitting(1024, 16, stages=5)),
+    (128, Splitting(2048, 16, stages=5)),
+    (264, Splitting(2048, 16, tile=128, warps=8)),
 )
 _MANY = Splitting(2048, 16)
 

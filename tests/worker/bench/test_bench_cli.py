@@ -161,7 +161,7 @@ def test_a_time_limit_counts_what_ended(bench):
         (("throughput", "--burstiness", "-1"), "--burstiness"),
         (("throughput", "--time-limit", "3"), "--requests"),
         (("throughput", "--batch-size", "3"), "static and dynamic"),
-        (("throughput", "--batch-size", "300", "--batching", "static"), "--max-num-seqs 256"),
+        (("throughput", "--batch-size", "300", "--batching", "static"), "--max-num-seqs 1024"),
         (("throughput", "--engine", "transformers", "--batching", "dynamic"), "transformers' ways"),
         (("throughput", "--engine", "transformers", "--kv", "contiguous"), "are not for"),
         (("throughput", "--dtype", "int3"), "--dtype"),

@@ -110,9 +110,9 @@ class Service:
         """Send a workload and read it, in a process of its own; ids are moved by `shift`."""
         samples = fit_to_vocabulary(workload, self.model.vocab_size, shift)
         arrivals = arrival_times(len(samples), traffic.rate, traffic.burstiness, traffic.seed)
-        before = self._engine_load()
+        before = self.engine_load()
         driven = self._drive(samples, arrivals, traffic.max_concurrency, title)
-        after = self._engine_load(beyond=before)
+        after = self.engine_load(beyond=before)
         allocated = after.allocated_slot_steps - before.allocated_slot_steps
         used = after.used_slot_steps - before.used_slot_steps
         return Served(
@@ -130,9 +130,9 @@ class Service:
         """Run a few short requests, of ids that no run has."""
         few = [Sample(ids, min(tokens, 4)) for ids, tokens in workload[:WARM_UP_REQUESTS]]
         few = fit_to_vocabulary(few, self.model.vocab_size, shift=1)
-        before = self._engine_load()
+        before = self.engine_load()
         self._drive(few, [0.0] * len(few), None, "warming up")
-        self._engine_load(beyond=before)  # a run's own figures begin after these
+        self.engine_load(beyond=before)  # a run's own figures begin after these
 
     def close(self) -> None:
         """Close the connection and end the client process."""
@@ -152,7 +152,7 @@ class Service:
         )
         return self._client.submit(drive_queue, load).result()
 
-    def _engine_load(self, beyond: EngineLoad | None = None) -> EngineLoad:
+    def engine_load(self, beyond: EngineLoad | None = None) -> EngineLoad:
         """Sum of what the workers' engines say, once they are idle and have stepped `beyond` it.
 
         Others may use the queue: then what there is after a few heartbeats is taken.

@@ -37,13 +37,15 @@ class StepShape:
     @classmethod
     def of(cls, plan: Plan) -> "StepShape":
         """The shape of a step without padding."""
-        works = list(plan)
+        longest = max((work.start + work.num_tokens for work in plan.prefills), default=0)
+        if plan.decodes:
+            longest = max(longest, plan.decodes[0].start + 1)
         return cls(
-            num_seqs=len(works),
-            num_tokens=sum(work.num_tokens for work in works),
+            num_seqs=len(plan),
+            num_tokens=len(plan.decodes) + sum(work.num_tokens for work in plan.prefills),
             has_decodes=bool(plan.decodes),
             max_prefills=len(plan.prefills),
-            max_kv_len=max(work.start + work.num_tokens for work in works),
+            max_kv_len=longest,
         )
 
 
@@ -83,6 +85,7 @@ class Batch:
             for _ in range(NUM_STAGES)
         ]
         self._turn = 0
+        self._counted = np.arange(max_running + 1, dtype=np.int32)
         self._sent = torch.zeros(self._ends[-1], dtype=torch.int32, device=device)
 
     def admit(self, requests: list[Request]) -> Tensor:
@@ -105,8 +108,7 @@ class Batch:
             shape,
             rows=[work.row for work in works],
             starts=[work.start for work in works],
-            lengths=[work.num_tokens for work in works],
-            num_decodes=len(plan.decodes),
+            prefill_lengths=[work.num_tokens for work in plan.prefills],
             ids=[token_id for work in plan.prefills for token_id in _ids(work)],
         )
 
@@ -119,7 +121,7 @@ class Batch:
         lengths = lengths[: self._padding_row]
         seqs, tokens = len(lengths), sum(lengths)
         shape = StepShape(seqs, tokens, False, seqs, max(lengths))
-        self._send(shape, [self._padding_row] * seqs, [0] * seqs, lengths, 0, [0] * tokens)
+        self._send(shape, [self._padding_row] * seqs, [0] * seqs, lengths, [0] * tokens)
         return shape
 
     def inputs(self, shape: StepShape) -> ForwardInputs:
@@ -163,22 +165,24 @@ class Batch:
         shape: StepShape,
         rows: list[int],
         starts: list[int],
-        lengths: list[int],
-        num_decodes: int,
+        prefill_lengths: list[int],
         ids: list[int],
     ) -> None:
-        """Fill a host buffer and copy it over in one piece, behind the steps already launched."""
+        """Fill a host buffer and copy it over in one piece, behind the steps already launched.
+
+        Decodes come first, and each has one token, whose id the device has.
+        """
         host = self._stages[self._turn]
         self._turn = (self._turn + 1) % NUM_STAGES
         seqs, padded = len(rows), shape.num_seqs
+        num_decodes = seqs - len(prefill_lengths)
         row, start, from_device, cu_q, prefill_cu_q, token = self._sections(host.numpy())
         row[:seqs], row[seqs:padded] = rows, self._padding_row
         start[:seqs], start[seqs:padded] = starts, 0
         from_device[:num_decodes], from_device[num_decodes:padded] = 1, 0
-        cu_q[0] = 0
-        np.cumsum(lengths, out=cu_q[1 : seqs + 1])
+        cu_q[: num_decodes + 1] = self._counted[: num_decodes + 1]
+        cu_q[num_decodes + 1 : seqs + 1] = num_decodes + np.cumsum(prefill_lengths, dtype=np.int32)
         cu_q[seqs + 1 : padded + 1] = cu_q[seqs]
-        # Decodes come first and each has one token, whose id the device has.
         np.maximum(cu_q, num_decodes, out=prefill_cu_q)
         token[num_decodes : num_decodes + len(ids)] = ids
         used = self._ends[-2] + num_decodes + len(ids)
@@ -190,13 +194,12 @@ class Batch:
         blocks: list[int] = []
         row_size = self._block_table.shape[1]
         for work in plan:
-            sent = self._blocks_sent[work.row]
-            new = work.request.blocks[sent:]
-            if new:
-                first = work.row * row_size + sent
-                places.extend(range(first, first + len(new)))
-                blocks.extend(new)
-                self._blocks_sent[work.row] = sent + len(new)
+            sent, table = self._blocks_sent[work.row], work.request.blocks
+            if len(table) > sent:
+                first = work.row * row_size
+                places.extend(range(first + sent, first + len(table)))
+                blocks.extend(table[sent:])
+                self._blocks_sent[work.row] = len(table)
         if places:
             index, values = self._to_device(places), self._to_device(blocks)
             self._block_table.view(-1).index_copy_(0, index, values.int())

@@ -32,6 +32,7 @@ class Request:
         "num_computed_tokens",
         "num_in_flight_tokens",
         "num_named_blocks",
+        "num_tokens",
         "output_ids",
         "prefill_tokens",
         "prompt_ids",
@@ -54,6 +55,8 @@ class Request:
         self.prompt_ids = prompt_ids
         self.sampling = sampling
         self.output_ids: list[int] = list(output_ids or ())
+        self.num_tokens = len(prompt_ids) + len(self.output_ids)
+        """Tokens of the request, those in flight included."""
         self.state = State.WAITING
         self.row: int | None = None
         """Row in the device tables while running."""
@@ -74,12 +77,7 @@ class Request:
     @property
     def num_known_tokens(self) -> int:
         """Tokens whose ids are known on the host."""
-        return len(self.prompt_ids) + len(self.output_ids)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the request, those in flight included."""
-        return len(self.prompt_ids) + len(self.output_ids) + self.num_in_flight_tokens
+        return self.num_tokens - self.num_in_flight_tokens
 
     @property
     def is_decoding(self) -> bool:
@@ -89,7 +87,12 @@ class Request:
     @property
     def may_draw_more(self) -> bool:
         """False once the tokens drawn, in flight included, reach the request's bound."""
-        return len(self.output_ids) + self.num_in_flight_tokens < self.sampling.max_tokens
+        return self.num_tokens < len(self.prompt_ids) + self.sampling.max_tokens
+
+    def take(self, token_id: int) -> None:
+        """Learn the id of the oldest token in flight."""
+        self.output_ids.append(token_id)
+        self.num_in_flight_tokens -= 1
 
     def ids(self, start: int, stop: int) -> list[int]:
         """Known token ids from position `start` to `stop`."""

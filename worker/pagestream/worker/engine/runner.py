@@ -87,12 +87,15 @@ class Runner:
     def capture_graphs(self, max_running: int, max_model_tokens: int, max_step_tokens: int) -> None:
         """Capture whole steps, model to sampler, for every shape of the graphs."""
         self._graphs = StepGraphs(max_running, max_model_tokens, max_step_tokens)
-        for shape in self._graphs.shapes():
-            self._batch.stage(Plan(), shape)
-            # Outside the capture kernels compile, libraries set themselves up, products are timed.
+        shapes = list(self._graphs.shapes())
+        # Nobody's step of the most sequences holds nobody's step of fewer.
+        self._batch.stage(Plan(), max(shapes, key=lambda shape: shape.num_seqs))
+        # First each one as it is: kernels compile, libraries set themselves up, products are timed.
+        # Between captures torch gives free memory back, and would have to ask for it again.
+        for shape in shapes:
             with self._model.learning():
                 self._step(shape)
-            torch.cuda.synchronize()
+        for shape in shapes:
             self._graphs.capture(shape, self._step)
 
     def _step(self, shape: StepShape) -> Tensor:

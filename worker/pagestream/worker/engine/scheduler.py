@@ -25,8 +25,8 @@ from .blocks import BlockPool
 from .request import Request, State
 
 
-class Work(msgspec.Struct, frozen=True):
-    """One request's share of a step: its tokens from `start` on."""
+class Work(msgspec.Struct, frozen=True, gc=False):
+    """One request's share of a step: its tokens from `start` on. Nothing refers back to it."""
 
     request: Request
     row: int
@@ -83,6 +83,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prefix_hit_tokens = 0
         self.num_chunked_prefills = 0
+        self._unfilled_slots = 0  # of the running requests' blocks: what they do not hold yet
         self._used_slot_steps = 0
         self._allocated_slot_steps = 0
 
@@ -128,8 +129,6 @@ class Scheduler:
             self._admit(plan, budget_tokens)
         # Attention begins with the first: a long context begun last would end after all the others.
         plan.decodes.sort(key=_BY_START, reverse=True)
-        for work in plan:
-            self._advance(work)
         used, allocated = self._slots()
         self._used_slot_steps += used
         self._allocated_slot_steps += allocated
@@ -146,8 +145,7 @@ class Scheduler:
             request = work.request
             if not work.draws or request.state is State.FINISHED:
                 continue
-            request.num_in_flight_tokens -= 1
-            request.output_ids.append(token_id)
+            request.take(token_id)
             finish = self._finish_reason(request, token_id)
             outputs.append(Output(request.request_id, [token_id], finish, request.cached_tokens))
             if finish:
@@ -177,24 +175,20 @@ class Scheduler:
 
     def _slots(self) -> tuple[int, int]:
         """(used, allocated) token slots: they differ by what the last blocks have still free."""
-        block_tokens = self._pool.block_tokens
-        allocated = self._pool.num_in_use * block_tokens
-        unfilled = sum(
-            len(request.blocks) * block_tokens - request.num_computed_tokens
-            for request in self._running
-        )
-        return allocated - unfilled, allocated
+        allocated = self._pool.num_in_use * self._pool.block_tokens
+        return allocated - self._unfilled_slots, allocated
 
     # ---- planning
 
     def _plan_running(self, plan: Plan, budget_tokens: int) -> int:
-        index = 0
-        while index < len(self._running) and budget_tokens > 0:
-            request = self._running[index]
-            index += 1
-            if not request.may_draw_more and request.is_decoding:
+        # Whoever is preempted is the newest: at or behind the one that asks, never planned already.
+        for request in self._running.copy():
+            if not budget_tokens or request.state is not State.RUNNING:
+                break
+            gap_tokens = request.num_tokens - request.num_computed_tokens
+            if gap_tokens == 1 and not request.may_draw_more:
                 continue  # its last token is in flight
-            num_tokens = min(request.num_tokens - request.num_computed_tokens, budget_tokens)
+            num_tokens = min(gap_tokens, budget_tokens)
             if not self._grow(request, num_tokens):
                 break
             self._plan(plan, request, num_tokens)
@@ -218,6 +212,11 @@ class Scheduler:
             budget_tokens -= num_tokens
 
     def _plan(self, plan: Plan, request: Request, num_tokens: int) -> None:
+        """Give the request `num_tokens` of the step, and count them as computed.
+
+        So are its blocks: whoever is planned behind it may share those that this step fills, for
+        every layer writes its keys and values before any sequence attends to them.
+        """
         assert request.row is not None, f"{request.request_id} runs without a row"
         start = request.num_computed_tokens
         draws = start + num_tokens == request.num_tokens
@@ -227,11 +226,11 @@ class Scheduler:
         else:
             plan.prefills.append(work)
             self.num_chunked_prefills += not draws
-
-    def _advance(self, work: Work) -> None:
-        request = work.request
-        request.num_computed_tokens += work.num_tokens
-        request.num_in_flight_tokens += work.draws
+        request.num_computed_tokens += num_tokens
+        self._unfilled_slots -= num_tokens
+        if draws:
+            request.num_tokens += 1
+            request.num_in_flight_tokens += 1
         self._name_full_blocks(request)
 
     # ---- blocks
@@ -256,6 +255,7 @@ class Scheduler:
         request.num_computed_tokens = len(cached) * self._pool.block_tokens
         request.cached_tokens = request.num_computed_tokens
         request.prefill_tokens = request.num_tokens
+        self._unfilled_slots += needed * self._pool.block_tokens
         request.row = self._free_rows.pop()
         request.state = State.RUNNING
         self._running.append(request)
@@ -263,16 +263,18 @@ class Scheduler:
 
     def _grow(self, request: Request, num_tokens: int) -> bool:
         """Give the request blocks for its next tokens; False if it had to be preempted itself."""
-        needed = self._pool.blocks_for(request.num_computed_tokens + num_tokens)
-        needed -= len(request.blocks)
-        if needed <= 0:
+        missing_tokens = request.num_computed_tokens + num_tokens
+        missing_tokens -= len(request.blocks) * self._pool.block_tokens
+        if missing_tokens <= 0:
             return True
+        needed = self._pool.blocks_for(missing_tokens)
         while needed > self._pool.num_available:
             victim = self._running.pop()
             self._preempt(victim)
             if victim is request:
                 return False
         request.blocks += self._pool.allocate(needed)
+        self._unfilled_slots += needed * self._pool.block_tokens
         return True
 
     def _preempt(self, request: Request) -> None:
@@ -290,20 +292,25 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self._name_full_blocks(request)
+        self._unfilled_slots -= self._unfilled(request)
         self._pool.release(request.blocks)
         request.blocks = []
         if request.row is not None:
             self._free_rows.append(request.row)
             request.row = None
 
+    def _unfilled(self, request: Request) -> int:
+        """Token slots of the request's blocks that hold nothing yet."""
+        return len(request.blocks) * self._pool.block_tokens - request.num_computed_tokens
+
     def _name_full_blocks(self, request: Request) -> None:
         """Tell the prefix cache of blocks whose tokens are all computed and known."""
         if not self._prefix_cache:
             return
         block_tokens = self._pool.block_tokens
-        computed = min(request.num_computed_tokens, request.num_known_tokens) // block_tokens
-        if computed <= request.num_named_blocks:
+        if request.num_computed_tokens < (request.num_named_blocks + 1) * block_tokens:
             return
+        computed = min(request.num_computed_tokens, request.num_known_tokens) // block_tokens
         request.extend_hashes(block_tokens)
         for index in range(request.num_named_blocks, computed):
             self._pool.cache.add(request.block_hashes[index], request.blocks[index])
@@ -322,6 +329,8 @@ class Scheduler:
         self._pool.check()
         held = [block for request in self._running for block in request.blocks]
         assert len(set(held)) == self._pool.num_in_use, "a block in use belongs to no request"
+        unfilled = sum(self._unfilled(request) for request in self._running)
+        assert self._unfilled_slots == unfilled, f"{self._unfilled_slots} slots, not {unfilled}"
         assert len(self._running) + len(self._waiting) == len(self._requests), "a request is lost"
         rows = [request.row for request in self._running if request.row is not None]
         assert sorted([*self._free_rows, *rows]) == list(range(self._max_running)), "rows leak"
