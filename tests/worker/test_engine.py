@@ -97,6 +97,22 @@ def test_greedy_tokens_equal_transformers(family, device, tmp_path):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_a_prefix_is_shared_within_the_step_that_computes_it(family, device, tmp_path):
+    model = make_checkpoint(family, tmp_path)
+    prefix, *ends = ragged_prompts([48, 1, 9, 20])
+    prompts = [prefix + end for end in ends]
+    wanted = [expected(model, prompt, 10, MARGIN) for prompt in prompts]
+    engine = engine_for(tmp_path, device=device, dtype="float32", max_step_tokens=256)
+    for n, prompt in enumerate(prompts):
+        engine.add(greedy(f"before-{n}", prompt, 1))
+    engine.step()
+    assert engine.scheduler.num_prefix_hit_tokens == 2 * 48
+    engine = engine_for(tmp_path, device=device, dtype="float32", max_step_tokens=256)
+    assert_greedy(engine, prompts, wanted, 10)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_preemption_changes_no_greedy_token(family, device, tmp_path):
     model = make_checkpoint(family, tmp_path)
