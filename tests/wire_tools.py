@@ -112,7 +112,7 @@ class Worker:
         return self.lease.step(StepCall(**call))
 
     def claim(self, slots: int = 1, tokens: int = ALL_TOKENS) -> list[Claim]:
-        return self.step(slots=slots, tokens=tokens).claims
+        return self.step(slots=slots, tokens=tokens, aged_slots=slots).claims
 
     def claim_one(self) -> Claim:
         (claim,) = self.claim()

@@ -94,6 +94,15 @@ class Keys:
         """Sorted set: every tenant with a job, and some without; score = tokens served to them."""
         return f"{self.prefix}served"
 
+    @property
+    def limits(self) -> str:
+        """Hash: what an operator set for tenants: `<tenant>:weight`, …; `*:…` for all others."""
+        return f"{self.prefix}limits"
+
+    def rate(self, tenant: str) -> str:
+        """Hash: how full the buckets of a tenant's rate limits are."""
+        return f"{self.prefix}rate:{tenant}"
+
     def running(self, worker: str) -> str:
         """Hash: the jobs a worker holds -> `<epoch> <mirror> <tenant>`, its leases."""
         return f"{self.prefix}running:{worker}"

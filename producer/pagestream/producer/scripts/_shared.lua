@@ -16,6 +16,7 @@ end
 local GROUP, RETURNED = 'workers', 'returned'
 local LANES = {'high', 'normal', 'low'}
 local DEAD_LETTERS_MAX = 10000
+local BURST_S = 10 -- a rate limit lets so many seconds' worth through at once
 
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -31,8 +32,54 @@ local function field(entry, name)
   end
 end
 
+-- What an operator allows ------------------------------------------------------------------------
+
+local LIMITS = {'weight', 'queue_limit', 'jobs_per_s', 'tokens_per_s'}
+local limits = {} -- tenant -> what is set for it, looked up once a call
+
+-- `limits` holds `<tenant>:<name>`, and `*:<name>` for every tenant without one of its own.
+local function limits_of(tenant)
+  if limits[tenant] then return limits[tenant] end
+  local names, found = {}, {}
+  for i, name in ipairs(LIMITS) do
+    names[2 * i - 1], names[2 * i] = tenant .. ':' .. name, '*:' .. name
+  end
+  local values = redis.pcall('HMGET', prefix .. 'limits', unpack(names))
+  for i, name in ipairs(LIMITS) do
+    local value = not values.err and tonumber(values[2 * i - 1] or values[2 * i])
+    if value and value > 0 and value < 1e15 then found[name] = value end
+  end
+  limits[tenant] = found
+  return found
+end
+
+-- How full a tenant's bucket of `jobs` or `tokens` is, its rate, and the most it holds; nil where
+-- nothing limits it. Tokens are known when they are computed: their bucket may be in debt.
+local function bucket(tenant, what)
+  local rate = limits_of(tenant)[what .. '_per_s']
+  if not rate then return nil end
+  local most = math.max(1, rate * BURST_S)
+  local kept = call('HMGET', prefix .. 'rate:' .. tenant, what, what .. '_ms')
+  if not kept[1] then return most, rate, most end
+  local filled = rate * math.max(0, now - tonumber(kept[2])) / 1000
+  return math.min(most, tonumber(kept[1]) + filled), rate, most
+end
+
+-- Take from a bucket; false where there is none. One that is full again needs no key.
+local function spend(tenant, what, amount)
+  local level, rate, most = bucket(tenant, what)
+  if not level then return false end
+  local key = prefix .. 'rate:' .. tenant
+  level = math.min(most, level - amount)
+  call('HSET', key, what, level, what .. '_ms', digits(now))
+  local full_ms = math.ceil((most - level) / rate * 1000) + 1
+  call('PEXPIRE', key, digits(math.max(full_ms, call('PTTL', key))))
+  return true
+end
+
 -- The queue's fairness ---------------------------------------------------------------------------
--- `served` has each tenant's virtual tokens; `ready:<lane>` repeats that score for tenants that wait.
+-- `served` has each tenant's virtual tokens: those computed for it, by its weight. `ready:<lane>`
+-- repeats that score for tenants that wait.
 
 local function least_served()
   local least
@@ -42,6 +89,26 @@ local function least_served()
     if score and (not least or score < least) then least = score end
   end
   return least
+end
+
+local function has_jobs(tenant)
+  local streams = {}
+  for i, lane in ipairs(LANES) do streams[i] = prefix .. 'jobs:' .. lane .. ':' .. tenant end
+  return call('EXISTS', unpack(streams)) > 0
+end
+
+-- A tenant without a job sends one while nobody waits: it starts level with the least served that
+-- runs. Whoever has no job and is below that line would start on it, too, and is forgotten.
+local function arrive(tenant)
+  if least_served() then return end -- `make_ready` compares it with those that wait
+  local served = prefix .. 'served'
+  local own, line = tonumber(call('ZSCORE', served, tenant) or 0), nil
+  repeat
+    local least = call('ZRANGE', served, 0, 0, 'WITHSCORES')
+    if not least[1] then return end -- nobody has a job: everything begins anew
+    if has_jobs(least[1]) then line = tonumber(least[2]) else call('ZREM', served, least[1]) end
+  until line
+  call('ZADD', served, math.max(own, line), tenant)
 end
 
 -- A tenant that comes (back) starts level with the least served one that waits: it is owed nothing
@@ -56,7 +123,7 @@ local function make_ready(lane, tenant)
 end
 
 local function charge(tenant, tokens)
-  local score = call('ZINCRBY', prefix .. 'served', tokens, tenant)
+  local score = call('ZINCRBY', prefix .. 'served', tokens / (limits_of(tenant).weight or 1), tenant)
   for _, lane in ipairs(LANES) do
     call('ZADD', prefix .. 'ready:' .. lane, 'XX', score, tenant)
   end

@@ -1,7 +1,8 @@
--- Who runs next, and the claim: `take(worker, slots, tokens, job_tokens_max)`, for step.lua.
+-- Who runs next, and the claim: `take(worker, room, evict)`, for step.lua.
 -- A job is looked at where it waits and claimed only if it fits; nothing is read ahead.
 
-local AGE_MS = 30000 -- a job that has waited this long counts one class higher, again and again
+local AGE_MS = 30000 -- a job that has waited this long counts one class higher, again and again;
+-- it may then overtake better lanes, in as many slots of a worker as are kept for such jobs
 local DROPS_MAX = 256 -- entries that cannot be claimed (expired, malformed) handled in one call
 
 local drops = DROPS_MAX
@@ -109,12 +110,14 @@ end
 
 local heads = {} -- lane -> its next job, or false: looked up once until it is taken
 
--- The job to run next: highest class (age lifts it), then the longest wait.
-local function best_head(worker)
-  local best, best_class
+-- The job to run next: that of the best lane; or, where age may decide, that of the highest class
+-- (age lifts it), then of the longest wait. The second result is true if only age put it first.
+local function best_head(worker, age_decides)
+  local first, best, best_class
   for i, lane in ipairs(LANES) do
     if heads[lane] == nil then heads[lane] = lane_head(lane, worker) end
     local head = heads[lane]
+    first = first or head
     if head then
       local class = math.max(1, i - math.floor((now - head.ms) / AGE_MS))
       local older = best and (head.ms < best.ms or (head.ms == best.ms and head.sequence < best.sequence))
@@ -123,16 +126,17 @@ local function best_head(worker)
       end
     end
   end
-  return best
+  if not age_decides then return first, false end
+  return best, best ~= first
 end
 
 local function describe(job, epoch)
-  local more = call('HMGET', prefix .. 'job:' .. job.id, 'payload', 'queued_ms')
+  local more = call('HMGET', prefix .. 'job:' .. job.id, 'payload', 'queued_ms', 'aged')
   return {job.id, epoch, job.crashes, job.lane, job.tenant, more[1] or '', tonumber(more[2] or 0),
-    job.deadline_ms or '', job.mirror or ''}
+    job.deadline_ms or '', job.mirror or '', more[3] or ''}
 end
 
-local function claim(head, worker)
+local function claim(head, worker, need, aged)
   local job = head.job
   deliver(head, worker)
   local epoch = job.epoch + 1
@@ -148,33 +152,48 @@ local function claim(head, worker)
     return nil
   end
   call('HSET', prefix .. 'job:' .. job.id, 'state', 'running', 'epoch', epoch, 'owner', worker,
-    'claimed_ms', digits(now))
+    'claimed_ms', digits(now), 'charged', need, 'aged', aged and '1' or '')
   call('HSET', prefix .. 'running:' .. worker, job.id, lease_of(job, epoch))
   return describe(job, epoch)
 end
 
--- Claim the best jobs that fit. Returns claims, and [lane, tenant] of the best that still waits.
-local function take(worker, slots, tokens, job_tokens_max)
+-- Forget what was looked up of a tenant: what comes next for it may be another job now.
+local function look_again(tenant)
+  for lane, head in pairs(heads) do
+    if not head or head.tenant == tenant then heads[lane] = nil end
+  end
+end
+
+-- Claim the best jobs that fit into `room`: slots, tokens, job_tokens_max, aged_slots. `evict(head)`
+-- may make room for one that does not, and says for how many tokens. Returns claims, and
+-- [lane, tenant, tokens] of the best that still waits.
+local function take(worker, room, evict)
   local claims = {}
   if call('EXISTS', prefix .. 'ready:high', prefix .. 'ready:normal', prefix .. 'ready:low') == 0 then
     return claims, {}
   end
+  local slots, tokens, aged_slots = room.slots, room.tokens, room.aged_slots
   while true do
-    local head = best_head(worker)
+    local head, aged = best_head(worker, aged_slots > 0)
     if not head then return claims, {} end
-    local need = math.min(tonumber(head.job.tokens_max or 0), job_tokens_max)
+    local need = math.min(tonumber(head.job.tokens_max or 0), room.job_tokens_max)
     -- Nothing overtakes a job that does not fit: the room it needs would never come.
-    if #claims >= slots or need > tokens then return claims, {head.lane, head.tenant} end
-    local claimed = claim(head, worker)
+    if slots < 1 or need > tokens then
+      local freed, tenant = evict(head)
+      if freed then
+        slots, tokens = slots + 1, tokens + freed
+        look_again(tenant)
+      end
+      if slots < 1 or need > tokens then return claims, {head.lane, head.tenant, need} end
+    end
+    local claimed = claim(head, worker, need, aged)
     heads[head.lane] = nil
     if claimed then
       claims[#claims + 1] = claimed
-      tokens = tokens - need
+      slots, tokens = slots - 1, tokens - need
+      if aged then aged_slots = aged_slots - 1 end
       charge(head.tenant, need)
-      -- It is served more now: where it stood first, another may.
-      for lane, other in pairs(heads) do
-        if other and other.tenant == head.tenant then heads[lane] = nil end
-      end
+      look_again(head.tenant) -- it is served more now: where it stood first, another may
     end
   end
 end

@@ -1,6 +1,7 @@
 -- Take back the jobs of workers whose heartbeat is gone, and list those this worker holds.
 -- KEYS[1] {ps:<queue>}:step:<worker>   ARGV worker, crash cap
--- -> [now_ms, jobs put back, jobs dead, [dead worker …], [[id, epoch] … of this worker]]
+-- -> [now_ms, jobs put back, jobs dead, [dead worker …], [[id, epoch] … of this worker],
+--     [tenant, weight, … where one is set]]
 
 local TENANTS_KEPT = 100
 
@@ -19,9 +20,7 @@ end
 if call('ZCARD', prefix .. 'served') > TENANTS_KEPT then
   local line = least_served() or '+inf'
   for _, tenant in ipairs(call('ZRANGEBYSCORE', prefix .. 'served', '-inf', line, 'LIMIT', 0, 100)) do
-    local streams = {}
-    for i, lane in ipairs(LANES) do streams[i] = prefix .. 'jobs:' .. lane .. ':' .. tenant end
-    if call('EXISTS', unpack(streams)) == 0 then call('ZREM', prefix .. 'served', tenant) end
+    if not has_jobs(tenant) then call('ZREM', prefix .. 'served', tenant) end
   end
 end
 
@@ -29,4 +28,12 @@ local leases, own = call('HGETALL', prefix .. 'running:' .. worker), {}
 for i = 1, #leases, 2 do
   own[#own + 1] = {leases[i], tonumber(string.match(leases[i + 1], '^%d+'))}
 end
-return {now, back, dead, gone, own}
+local weights, fields = {}, redis.pcall('HGETALL', prefix .. 'limits')
+for i = 1, fields.err and 0 or #fields, 2 do
+  local tenant = string.match(fields[i], '^(.*):weight$')
+  if tenant then
+    weights[#weights + 1] = tenant
+    weights[#weights + 1] = fields[i + 1]
+  end
+end
+return {now, back, dead, gone, own, weights}

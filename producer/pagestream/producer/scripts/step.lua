@@ -1,20 +1,24 @@
 -- One step of a worker, in one atomic call: publish, finish, hand back, claim, control, heartbeat.
 -- KEYS[1] {ps:<queue>}:step:<worker>
 -- ARGV msgpack [worker, incarnation, step, beat_ttl_ms (0: no beat), beat_info, rows, ends, returns,
---               slots, tokens, tokens of one job at most, control_after]
+--               slots, tokens, tokens of one job at most, control_after, prefills, aged_slots, victim]
 --   rows     [[id, epoch, entry id, choice, start, "12 99 3", text] …]
 --   ends     [[id, epoch, offset, choice, reason, text, usage, timings, error, message] …]
 --   returns  [[id, epoch, tokens_max if known better] …]
--- -> [applied|already|rollback, now_ms, row codes, end codes, claims, controls, bell id, waiting]
+--   prefills [[id, epoch, prompt tokens computed, in the place of what the claim was charged] …]
+--   victim   [id, epoch, lane, tenant, tokens]: if the best waiting job is of this lane and tenant and
+--            finds no room, the job goes back and makes room for so many tokens; or []
+-- -> [applied|already|rollback, now_ms, row codes, end codes, claims, controls, bell id, waiting,
+--     1 if the victim is not this worker's any more]
 --   codes    one letter each: k ok · f fenced · g gone (reply or record deleted) · d duplicate
---   claims   [[id, epoch, crashes, lane, tenant, payload, queued_ms, deadline_ms, mirror] …]
+--   claims   [[id, epoch, crashes, lane, tenant, payload, queued_ms, deadline_ms, mirror, aged] …]
 --   controls [[id, field, value …] …]
---   waiting  [lane, tenant] of the best job that is still waiting, or []
+--   waiting  [lane, tenant, tokens] of the best job that is still waiting, or []
 
 local CONTROLS_MAX = 256
 
 local worker, incarnation, step, beat_ttl_ms, beat_info, rows, ends, returns,
-  slots, tokens, job_tokens_max, control_after = unpack(cmsgpack.unpack(ARGV[1]))
+  slots, tokens, job_tokens_max, control_after, prefills, aged_slots, victim = unpack(cmsgpack.unpack(ARGV[1]))
 local running = prefix .. 'running:' .. worker
 local STATES = {stop = 'done', length = 'done', cancelled = 'cancelled', expired = 'expired',
   error = 'failed'}
@@ -28,7 +32,7 @@ local last_step = call('GET', prefix .. 'step:' .. worker)
 if last_step == incarnation .. ':' .. digits(step) then
   status = 'already'
 elseif last_step ~= incarnation .. ':' .. digits(step - 1) then
-  return {'rollback', now, '', '', {}, {}, bell_id, {}}
+  return {'rollback', now, '', '', {}, {}, bell_id, {}, 0}
 end
 
 -- XTRIM is the first write because a server out of memory allows it, and then all that follows in
@@ -49,7 +53,7 @@ local function hold(id, value)
   leases[id] = lease
   return lease
 end
-if #rows + #ends + #returns > 0 or status == 'already' then
+if #rows + #ends + #returns + #prefills + #victim > 0 or status == 'already' then
   local held = call('HGETALL', running)
   for i = 1, #held, 2 do hold(held[i], held[i + 1]) end
 end
@@ -135,11 +139,30 @@ local function keep_pace(finished)
   end
 end
 
+-- A claim is charged for the most its prompt may take; this is what it took. The tenant's rate paid
+-- for that bound at the submit, and pays for the prompt once, however often it is claimed.
+local function settle(id, epoch, computed)
+  local held = lease(id, epoch)
+  if not held then return end
+  local record = prefix .. 'job:' .. id
+  local known = call('HMGET', record, 'charged', 'paid')
+  charge(held.tenant, computed - tonumber(known[1] or computed))
+  call('HSET', record, 'charged', computed)
+  if known[2] and computed > 0 then
+    spend(held.tenant, 'tokens', computed - tonumber(known[2]))
+    call('HDEL', record, 'paid')
+  end
+end
+
 local row_codes, end_codes = {}, {}
 
 local function apply()
   for i = 1, #rows do row_codes[i] = publish(rows[i]) end
-  for tenant, count in pairs(served) do charge(tenant, count) end
+  for tenant, count in pairs(served) do
+    charge(tenant, count)
+    spend(tenant, 'tokens', count)
+  end
+  for _, item in ipairs(prefills) do settle(unpack(item)) end
   for i = 1, #ends do end_codes[i] = close(ends[i]) end
   if #ends > 0 then keep_pace(#ends) end
   local back = 0
@@ -170,12 +193,28 @@ local function recall()
   for i = 1, #ends do end_codes[i] = code(ends[i]) end
 end
 
+local victim_left = false
+
+-- Take the victim out for the job it was chosen for, if that is the one that waits; once a step.
+local function evict(head)
+  if #victim == 0 or victim_left or head.lane ~= victim[3] or head.tenant ~= victim[4] then return nil end
+  local job = lease(victim[1], victim[2]) and load_job(victim[1])
+  if not job then return nil end
+  victim_left = true
+  leases[job.id] = nil
+  put_back(job)
+  cursors[job.stream] = nil -- the stream may have gone with it, if it was cancelled
+  ring() -- for another worker
+  return victim[5], job.tenant
+end
+
 -- Control and heartbeat, and go ------------------------------------------------------------------
 
 local claims, waiting = {}, {}
 if status == 'applied' then
   apply()
-  claims, waiting = take(worker, slots, tokens, job_tokens_max)
+  local room = {slots = slots, tokens = tokens, job_tokens_max = job_tokens_max, aged_slots = aged_slots}
+  claims, waiting = take(worker, room, evict)
 else
   recall()
   for id, held in pairs(leases) do
@@ -193,4 +232,5 @@ if beat_ttl_ms > 0 then
   call('SET', prefix .. 'hb:' .. worker, beat_info, 'PX', beat_ttl_ms)
 end
 
-return {status, now, table.concat(row_codes), table.concat(end_codes), claims, controls, bell_id, waiting}
+return {status, now, table.concat(row_codes), table.concat(end_codes), claims, controls, bell_id, waiting,
+  #victim > 0 and (victim_left or not lease(victim[1], victim[2])) and 1 or 0}

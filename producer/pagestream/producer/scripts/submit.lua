@@ -2,7 +2,8 @@
 -- KEYS[1] {ps:<queue>}:bell   ARGV id, payload, options (JSON; all of them optional):
 --   lane, tenant, tokens_max, queue_limit, retention_ms, queue_timeout_ms, deadline_ms, mirror
 --   (times are durations in ms)
--- -> [accepted|attached|conflict|full, now_ms, retry_after_ms, state]
+-- -> [accepted|attached|conflict|full|limited, now_ms, retry_after_ms, state; if full, the bound; if
+--     limited, what there were too many of: jobs or tokens]
 
 local QUEUE_LIMIT = 10000
 local RETENTION_MS = 3600000
@@ -61,8 +62,13 @@ local unfinished = 0
 for _, name in ipairs(LANES) do
   unfinished = unfinished + call('XLEN', prefix .. 'jobs:' .. name .. ':' .. tenant)
 end
-if unfinished >= (options.queue_limit or QUEUE_LIMIT) then
-  return {'full', now, retry_after_ms(), ''}
+local queue_limit = limits_of(tenant).queue_limit or options.queue_limit or QUEUE_LIMIT
+if unfinished >= queue_limit then return {'full', now, retry_after_ms(), digits(queue_limit)} end
+for what, least in pairs({jobs = 1, tokens = 0}) do
+  local level, rate = bucket(tenant, what)
+  if level and level < least then
+    return {'limited', now, math.ceil((least - level) / rate * 1000), what}
+  end
 end
 
 -- The first write is one that a server out of memory refuses: then nothing is written at all.
@@ -76,6 +82,9 @@ end
 if options.deadline_ms then
   call('HSET', record, 'deadline_ms', digits(now + options.deadline_ms))
 end
+spend(tenant, 'jobs', 1)
+if spend(tenant, 'tokens', tonumber(tokens_max)) then call('HSET', record, 'paid', tokens_max) end
+if unfinished == 0 then arrive(tenant) end
 
 local out, stream = prefix .. 'out:' .. id, prefix .. 'jobs:' .. lane .. ':' .. tenant
 if call('EXISTS', out) == 1 then call('DEL', out) end -- left by a record that is gone

@@ -3,7 +3,8 @@
 This module knows no connection and no scripts: `lease` sends these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -50,6 +51,26 @@ class Return(NamedTuple):
     """The prompt's length, if it is better known now than when the job was submitted."""
 
 
+class Prefill(NamedTuple):
+    """What a claim's prompt took to compute, in the place of the bound it was charged for."""
+
+    job_id: str
+    epoch: int
+    tokens: int
+
+
+class Victim(NamedTuple):
+    """A running job that may go back for one that waits: see `eviction`."""
+
+    job_id: str
+    epoch: int
+    lane: str
+    """Of the waiting job; another one does not get the room."""
+    tenant: str
+    tokens: int
+    """Room it makes."""
+
+
 class StepCall(msgspec.Struct, kw_only=True):
     """What one step tells Redis, and the room there is for new jobs."""
 
@@ -61,6 +82,11 @@ class StepCall(msgspec.Struct, kw_only=True):
     """Jobs to claim at most."""
     tokens: int = 0
     """Sum of the prompts' `tokens_max` to claim at most."""
+    aged_slots: int = 0
+    """Jobs to claim at most because they waited long, before those of better lanes."""
+    prefills: Sequence[Prefill] = ()
+    victim: Victim | None = None
+    """Handed back, after its rows are published, if what it was chosen for finds no room."""
     info: str = "{}"
     """The heartbeat's value: JSON of counters, for people and probes."""
 
@@ -79,6 +105,8 @@ class Claim(NamedTuple):
     deadline_ms: int | None
     """In Redis's time: compare with `Lease.now_ms()`."""
     mirror: bool
+    is_aged: bool = False
+    """It overtook a better lane, because it had waited long; it keeps its slot to its end."""
 
 
 class Control(NamedTuple):
@@ -95,6 +123,8 @@ class Waiting(NamedTuple):
 
     lane: str
     tenant: str
+    tokens: int
+    """Its `tokens_max`."""
 
 
 class StepReply(NamedTuple):
@@ -114,6 +144,8 @@ class StepReply(NamedTuple):
     controls: list[Control]
     bell_id: str
     waiting: Waiting | None
+    victim_left: bool = False
+    """The step's victim is not this worker's any more."""
 
 
 class Reaped(NamedTuple):
@@ -127,6 +159,8 @@ class Reaped(NamedTuple):
     """The dead workers."""
     lost: tuple[tuple[str, int], ...] = ()
     """Jobs (id, epoch) this worker owns but does not hold; its next step hands them back."""
+    weights: Mapping[str, float] = MappingProxyType({})
+    """Tenants' weights as an operator set them; `*` is for those that are not named."""
 
 
 class Tail(NamedTuple):
@@ -165,9 +199,22 @@ def pack_end(end: End) -> tuple[object, ...]:
     return (*head, usage, timings, end.error, end.message)
 
 
+def read_weights(flat: Sequence[bytes]) -> dict[str, float]:
+    """Read tenants' weights as reap.lua returns them, without those that are none."""
+    weights: dict[str, float] = {}
+    for tenant, value in zip(flat[::2], flat[1::2], strict=True):
+        try:
+            weight = float(value)
+        except ValueError:
+            continue  # set by hand; the scripts take no notice of it either
+        if 0 < weight < 1e15:
+            weights[tenant.decode("utf-8", "replace")] = weight
+    return weights
+
+
 def read_reply(answer: list[Any]) -> StepReply:
     """Read what step.lua returned."""
-    status, now_ms, row_codes, end_codes, claims, controls, bell_id, waiting = answer
+    status, now_ms, row_codes, end_codes, claims, controls, bell_id, waiting, left = answer
     return StepReply(
         status=status.decode(),
         now_ms=now_ms,
@@ -176,12 +223,13 @@ def read_reply(answer: list[Any]) -> StepReply:
         claims=[_read_claim(claim) for claim in claims],
         controls=[_read_control(item) for item in controls],
         bell_id=bell_id.decode(),
-        waiting=Waiting(waiting[0].decode(), waiting[1].decode()) if waiting else None,
+        waiting=Waiting(waiting[0].decode(), waiting[1].decode(), waiting[2]) if waiting else None,
+        victim_left=left == 1,
     )
 
 
 def _read_claim(claim: list[Any]) -> Claim:
-    job_id, epoch, crashes, lane, tenant, payload, queued_ms, deadline_ms, mirror = claim
+    job_id, epoch, crashes, lane, tenant, payload, queued_ms, deadline_ms, mirror, aged = claim
     return Claim(
         job_id=job_id.decode(),
         epoch=epoch,
@@ -192,6 +240,7 @@ def _read_claim(claim: list[Any]) -> Claim:
         queued_ms=queued_ms,
         deadline_ms=int(deadline_ms) if deadline_ms else None,
         mirror=mirror == b"1",
+        is_aged=aged == b"1",
     )
 
 

@@ -13,8 +13,8 @@ class Credit:
     """What the engine can take, from what it last reported."""
 
     def __init__(self, ready: Ready) -> None:
-        self._max_running = ready.max_running
-        self._block_tokens = ready.block_tokens
+        self.max_running = ready.max_running
+        self.block_tokens = ready.block_tokens
         # Block 0 is never given to a request.
         self._capacity_tokens = (ready.num_blocks - 1) * ready.block_tokens
         self.load: Load | None = None
@@ -25,10 +25,12 @@ class Credit:
         held = list(jobs)
         on_its_way_tokens = sum(job.context_tokens for job in held if not job.is_answered)
         tokens = self._free_tokens(held) - on_its_way_tokens
-        return max(0, self._max_running - len(held)), max(0, tokens)
+        return max(0, self.max_running - len(held)), max(0, tokens)
 
     def fits(self, job: Job, jobs: Iterable[Job]) -> bool:
         """Whether a prepared job fits beside those the engine has been asked to run."""
+        if job.took_a_place:
+            return True
         sent = [other for other in jobs if other.is_sent]
         unanswered_tokens = sum(other.context_tokens for other in sent if not other.is_answered)
         return not sent or self._free_tokens(sent) - unanswered_tokens >= job.context_tokens
@@ -37,4 +39,4 @@ class Credit:
         # An engine that was idle when it last reported says nothing of aborts since then.
         if self.load is None or not any(job.is_answered for job in jobs):
             return self._capacity_tokens
-        return self.load.free_blocks * self._block_tokens
+        return self.load.free_blocks * self.block_tokens

@@ -44,6 +44,7 @@ from .calls import (
     pack_end,
     pack_row,
     read_reply,
+    read_weights,
 )
 
 __all__ = [
@@ -167,6 +168,9 @@ class Lease:
             call.tokens,
             self._job_tokens_max,
             self._control_id,
+            call.prefills,
+            call.aged_slots,
+            call.victim or (),
         )
         sent_ms = _monotonic_ms()
         answer = self._call("step", _pack(request))
@@ -215,13 +219,13 @@ class Lease:
         """
         if self._unanswered is not None or _monotonic_ms() < self._no_reap_before_ms:
             return Reaped()
-        _, put_back, dead, workers, own = self._call("reap", self.worker, self._crash_cap)
+        answer = self._call("reap", self.worker, self._crash_cap)
+        _, put_back, dead, workers, own, weights = answer
         self._lost = [
             (job_id.decode(), epoch) for job_id, epoch in own if job_id.decode() not in held
         ]
-        return Reaped(
-            put_back, dead, tuple(worker.decode() for worker in workers), tuple(self._lost)
-        )
+        gone = tuple(worker.decode() for worker in workers)
+        return Reaped(put_back, dead, gone, tuple(self._lost), read_weights(weights))
 
     def crashed(self, running: Sequence[tuple[str, int, int]]) -> list[Crash]:
         """The engine died while this worker lives: count a crash for each job it ran.

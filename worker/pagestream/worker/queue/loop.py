@@ -10,7 +10,7 @@ knows no torch, no text and no Lua; signals and exit statuses are the service's.
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -21,8 +21,9 @@ from pagestream.producer.protocol import FinishReason
 from ..messages import Abort, Fatal, Output, Ready, Step
 from ..process import Died, EngineProcess
 from .backoff import Patience
-from .calls import Claim, Control, Return, StepCall, StepReply
+from .calls import Claim, Control, Return, StepCall, StepReply, Victim, Waiting
 from .credit import Credit
+from .eviction import aged_slots, choose_victim
 from .inbox import Inbox
 from .intake import Intaken, IntakeThread
 from .lease import Lease
@@ -89,6 +90,8 @@ class QueueLoop:
         self._deaths_s: list[float] = []
         self._heard_s = time.monotonic()
         self._drain_until_s: float | None = None
+        self._victim: Victim | None = None
+        self._weights: Mapping[str, float] = {}
         self._bell_id = "0-0"
         self._rung = True
         self._next_reap_s = 0.0
@@ -211,10 +214,16 @@ class QueueLoop:
         dirty, self._dirty = self._dirty, {}
         rows = [row for job in dirty.values() if (row := job.row()) is not None]
         leaving = {job.id: job for job in dirty.values() if job.reason or job.is_returning}
-        slots = tokens = 0
+        slots = tokens = aged = 0
+        victim, self._victim = self._victim, None
+        if victim is not None and (victim.job_id in leaving or victim.job_id not in self._jobs):
+            victim = None
         if self._engine_is_up and not self._stop.drain:
             staying = [job for job in self._jobs.values() if job.id not in leaving]
             slots, tokens = self._credit.of(staying)
+            aged = aged_slots(staying, self._credit.max_running)
+        else:
+            victim = None
         return StepCall(
             rows=rows,
             ends=[job.end(now_s) for job in leaving.values() if not job.is_returning],
@@ -225,6 +234,9 @@ class QueueLoop:
             ],
             slots=slots,
             tokens=tokens,
+            aged_slots=aged,
+            prefills=[item for job in dirty.values() if (item := job.prefill()) is not None],
+            victim=victim,
             info=self._heartbeat_info(),
         )
 
@@ -238,6 +250,7 @@ class QueueLoop:
         if now_s >= self._next_reap_s:
             self._next_reap_s = now_s + REAP_MS / 1000
             reaped = self._patience.call(self._lease.reap, self._jobs)
+            self._weights = reaped.weights
             # Jobs of dead workers wait now, or jobs of ours that the next step hands back.
             self._rung = self._rung or bool(reaped.put_back or reaped.lost)
 
@@ -248,6 +261,16 @@ class QueueLoop:
             self._roll_back()
             return
         self._bell_id = reply.bell_id
+        self._forget_settled(call, reply)
+        for claim in reply.claims:
+            self._take_claim(claim, reply.now_ms, took_a_place=reply.victim_left)
+        for control in reply.controls:
+            self._take_control(control)
+        if reply.waiting is not None:
+            self._make_room(reply.waiting)
+
+    def _forget_settled(self, call: StepCall, reply: StepReply) -> None:
+        """Let go of jobs that are over here, or another's."""
         for row, code in zip(call.rows, reply.row_codes, strict=True):
             if code == "f":
                 logger.warning("job %s has another owner now", row.job_id)
@@ -257,17 +280,32 @@ class QueueLoop:
             self._jobs.pop(end.job_id, None)
         for returned in call.returns:
             self._jobs.pop(returned[0], None)
-        for claim in reply.claims:
-            self._take_claim(claim, reply.now_ms)
-        for control in reply.controls:
-            self._take_control(control)
+        if call.victim is not None and reply.victim_left:
+            self._drop(call.victim.job_id)
 
-    def _take_claim(self, claim: Claim, now_ms: int) -> None:
+    def _make_room(self, waiting: Waiting) -> None:
+        """Offer a job for the one that waits, in the next write, where the rules want it."""
+        running = [job for job in self._jobs.values() if not job.reason and not job.is_returning]
+        slots, tokens = self._credit.of(running)
+        # Before it is tokenized a prompt counts for its longest: there may be room after all.
+        if self._stop.drain or (slots and any(job.request is None for job in running)):
+            return
+        self._victim = choose_victim(
+            running,
+            waiting,
+            self._weights,
+            free_tokens=tokens,
+            block_tokens=self._credit.block_tokens,
+        )
+        self._rung = self._rung or self._victim is not None
+
+    def _take_claim(self, claim: Claim, now_ms: int, *, took_a_place: bool) -> None:
         held = self._jobs.get(claim.job_id)
         if held is not None and held.epoch == claim.epoch:
             return  # a repeated answer
         self._drop(claim.job_id)
-        self._jobs[claim.job_id] = Job(claim, time.monotonic(), now_ms)
+        job = self._jobs[claim.job_id] = Job(claim, time.monotonic(), now_ms)
+        job.took_a_place = took_a_place
         self._intake.submit(claim)
 
     def _take_control(self, control: Control) -> None:

@@ -9,7 +9,7 @@ from pagestream.producer.errors import PagestreamError
 from pagestream.producer.protocol import FinishReason, Timings, Usage
 
 from ..messages import Add, Output
-from .calls import Claim, End, Row
+from .calls import Claim, End, Prefill, Row
 from .detokenizer import Detokenizer
 from .intake import Prepared
 
@@ -27,6 +27,12 @@ class Job:
         """`now_s` and `now_ms` are the claim's time on this clock and on Redis's."""
         self.id = claim.job_id
         self.epoch = claim.epoch
+        self.lane = claim.lane
+        self.tenant = claim.tenant
+        self.is_aged = claim.is_aged
+        """It came before better lanes, by its age."""
+        self.took_a_place = False
+        """Another job went back for it: the engine's next reports may not yet show the room."""
         self.ids: list[int] = []
         """Every output token, those of earlier claims included."""
         self.published = 0
@@ -49,6 +55,8 @@ class Job:
         self._message = ""
         self._text = ""
         self._detokenizer: Detokenizer | None = None
+        self._prefill_tokens: int | None = 0
+        """What the claim's prompt took to compute; None once it has been told."""
         self._claimed_s = now_s
         self._first_token_s: float | None = None
         self._queue_ms = max(0.0, float(now_ms - claim.queued_ms))
@@ -83,6 +91,8 @@ class Job:
     def add(self) -> Add:
         """Return the message that makes the engine run the job from where its token log ends."""
         assert self.request is not None, "prepare() the job first"
+        if self._prefill_tokens is not None:  # only once: a new engine is not the tenant's doing
+            self._prefill_tokens = self.context_tokens
         return Add(
             request_id=self.request_id,
             prompt_ids=self.request.prompt_ids,
@@ -120,6 +130,14 @@ class Job:
         start, self.published = self.published, len(self.ids)
         text, self._text = self._text, ""
         return Row(self.id, self.epoch, self.published, 0, start, new, text)
+
+    def prefill(self) -> Prefill | None:
+        """Return what the prompt took to compute, when it is known and has not been told."""
+        leaves = self.reason is not None or self.is_returning
+        if self._prefill_tokens is None or not (self.is_answered or leaves):
+            return None
+        computed, self._prefill_tokens = self._prefill_tokens - self.cached_tokens, None
+        return Prefill(self.id, self.epoch, max(0, computed))
 
     def end(self, now_s: float) -> End:
         """Return the end of the job, with the rest of its text."""
