@@ -24,10 +24,15 @@ from hypothesis.stateful import (
 from wire_tools import ALL_TOKENS, Wire, Worker, end, row
 
 from pagestream.producer.keys import LANES, Keys
+from pagestream.producer.lua import Script
+from pagestream.worker.queue.calls import Prefill, Victim
 from pagestream.worker.queue.lease import Claim, StepCall
 
 TENANTS = ("a", "b")
 UNFINISHED = {"queued", "running"}
+HOUR_MS = 3_600_000
+
+renew = Script("renew")
 
 index = st.integers(0, 10**6)
 
@@ -60,6 +65,8 @@ class Runner:
             self.drop(ended.job_id)
         for job_id, _ in call.returns:
             self.drop(job_id)
+        if call.victim is not None and reply.victim_left:
+            self.drop(call.victim.job_id)
         for claim in reply.claims:
             held = self.held.get(claim.job_id)
             if held is None or held.epoch != claim.epoch:
@@ -111,10 +118,14 @@ class WireMachine(RuleBasedStateMachine):
 
     # ---- producers
 
-    @rule(lane=st.sampled_from(LANES), tenant=st.sampled_from(TENANTS))
-    def submit(self, lane: str, tenant: str) -> None:
+    @rule(
+        lane=st.sampled_from(LANES),
+        tenant=st.sampled_from(TENANTS),
+        times=st.sampled_from([{}, {"queue_timeout_ms": HOUR_MS}, {"reader_timeout_ms": HOUR_MS}]),
+    )
+    def submit(self, lane: str, tenant: str, times: dict[str, int]) -> None:
         job_id = f"job-{len(self.jobs)}"
-        assert self.wire.submit(job_id, lane=lane, tenant=tenant) == "accepted"
+        assert self.wire.submit(job_id, lane=lane, tenant=tenant, **times) == "accepted"
         self.jobs[job_id] = (lane, tenant)
 
     @precondition(lambda self: self.jobs)
@@ -127,6 +138,25 @@ class WireMachine(RuleBasedStateMachine):
         assert status == ("attached" if known else "accepted")
         if not known:
             self.gone.discard(job_id)
+
+    @precondition(lambda self: self.jobs)
+    @rule(which=index)
+    def time_passes(self, which: int) -> None:
+        """The reader of a job has been gone for an hour, or it has waited for so long."""
+        job_id = list(self.jobs)[which % len(self.jobs)]
+        for name in ("queue_deadline_ms", "reader_due_ms"):
+            if self.redis.hexists(self.keys.job(job_id), name):
+                self.redis.hset(self.keys.job(job_id), name, 1)
+                self.redis.zadd(self.keys.due, {job_id: 1}, xx=True)
+
+    @precondition(lambda self: self.jobs)
+    @rule(which=index)
+    def read(self, which: int) -> None:
+        renew(self.redis, self.keys.bell, list(self.jobs)[which % len(self.jobs)])
+
+    @rule(tenant=st.sampled_from((*TENANTS, "*")), weight=st.sampled_from([0.5, 1, 3]))
+    def set_weight(self, tenant: str, weight: float) -> None:
+        self.redis.hset(self.keys.limits, f"{tenant}:weight", weight)
 
     @precondition(lambda self: self.jobs)
     @rule(which=index)
@@ -160,6 +190,23 @@ class WireMachine(RuleBasedStateMachine):
     )
     def claim(self, which: int, slots: int, tokens: int, lose: bool) -> None:
         self.runner(which).step(StepCall(slots=slots, tokens=tokens), lose)
+
+    @rule(
+        which=index,
+        job=index,
+        lane=st.sampled_from(LANES),
+        tenant=st.sampled_from(TENANTS),
+        lose=st.booleans(),
+    )
+    def make_room(self, which: int, job: int, lane: str, tenant: str, lose: bool) -> None:
+        """A full worker offers a job for one that waits, if it still does."""
+        runner = self.runner(which)
+        if not runner.held:
+            return
+        claim = list(runner.held.values())[job % len(runner.held)]
+        victim = Victim(claim.job_id, claim.epoch, lane, tenant, 10)
+        prefills = [Prefill(claim.job_id, claim.epoch, 3)]
+        runner.step(StepCall(victim=victim, prefills=prefills), lose)
 
     @rule(which=index, jobs=st.integers(1, 15), count=st.integers(1, 3), lose=st.booleans())
     def publish(self, which: int, jobs: int, count: int, lose: bool) -> None:
@@ -298,6 +345,12 @@ class WireMachine(RuleBasedStateMachine):
             is_shelved = entry_id in [item["message_id"] for item in shelf]
             last = tuple(map(int, group["last-delivered-id"].split(b"-")))
             assert is_shelved or tuple(map(int, entry_id.split(b"-"))) > last, f"{job_id} is stuck"
+
+    @invariant()
+    def what_is_due_is_known_to_be(self) -> None:
+        for job_id in self.redis.zrange(self.keys.due, 0, -1):
+            state = self.wire.state(job_id.decode())
+            assert state in UNFINISHED, f"{job_id} is {state} and due"
 
     @invariant()
     def no_lease_is_stale(self) -> None:

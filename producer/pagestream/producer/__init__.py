@@ -20,6 +20,7 @@ from .errors import (
     PagestreamError,
     QueueFull,
     QueueUnavailable,
+    RateLimited,
     UnknownModel,
     UnsupportedParameter,
     UnsupportedVersion,
@@ -29,6 +30,7 @@ from .protocol import ModelInfo, Timings, Usage
 from .request import JobSpec, SubmitOptions
 from .sampling import SamplingParams
 from .sync import Client, Job
+from .tenants import TenantLimits
 
 __all__ = [
     "AsyncClient",
@@ -49,9 +51,11 @@ __all__ = [
     "PagestreamError",
     "QueueFull",
     "QueueUnavailable",
+    "RateLimited",
     "Result",
     "SamplingParams",
     "SubmitOptions",
+    "TenantLimits",
     "Timings",
     "TokenStream",
     "UnknownModel",

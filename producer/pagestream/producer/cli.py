@@ -43,6 +43,7 @@ _WORKER_NEEDS = ("torch", "transformers", "safetensors", "pydantic", "pydantic_s
 
 ROOMS = (
     Room("pagestream.producer.commands", ("generate", "chat"), ("typer", "rich"), "cli"),
+    Room("pagestream.producer.tenant_commands", ("tenants",), ("typer", "rich"), "cli"),
     Room("pagestream.worker.cli", ("worker", "up"), _WORKER_NEEDS, "worker"),
     Room("pagestream.worker.bench.cli", ("bench",), _WORKER_NEEDS, "bench"),
 )

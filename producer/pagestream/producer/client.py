@@ -18,6 +18,7 @@ from .protocol import ModelInfo
 from .reader import RECONNECT_MS
 from .request import QUEUE_LIMIT_JOBS, JobSpec, Request, SubmitOptions, build_request, check_against
 from .store import JobStore
+from .tenants import TenantLimits
 
 TIMEOUT_MS = 5_000
 """How long a call tries to reach Redis before `QueueUnavailable`."""
@@ -87,6 +88,7 @@ class AsyncClient:
                 and `UnknownModel` are kinds of it.
             JobConflict: the id is taken by a job with another payload.
             QueueFull: the tenant has too many unfinished jobs; the error says when to try again.
+            RateLimited: the tenant sends more than it may a second; the error says when, too.
             QueueUnavailable: Redis cannot be reached; try again under the same id.
         """
         given = JobSpec(**options) if prompt is None else JobSpec(prompt=prompt, **options)
@@ -140,6 +142,15 @@ class AsyncClient:
             self._models_until = time.monotonic() + MODELS_MS / 1000
         return self._models
 
+    async def limits(self, tenant: str | None = None) -> TenantLimits:
+        """Return what an operator has set for a tenant (this client's by default) on this queue.
+
+        Raises:
+            InvalidRequest: no tenant can have this name.
+            QueueUnavailable: Redis cannot be reached.
+        """
+        return await self._store.tenants.limits(check_name("tenant", tenant or self._tenant))
+
     @property
     def reader_connections(self) -> int:
         """Connections that wait for replies now: one for each 256 token streams."""
@@ -166,4 +177,10 @@ class AsyncClient:
         )
 
     def _handle(self, request: Request, accepted: bool) -> AsyncJob:
-        return AsyncJob(self._store, request.id, submitted=True, attached=not accepted)
+        return AsyncJob(
+            self._store,
+            request.id,
+            submitted=accepted,  # a job that was there may have another timeout
+            attached=not accepted,
+            reader_timeout_ms=request.options.reader_timeout_ms,
+        )

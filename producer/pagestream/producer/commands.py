@@ -1,7 +1,8 @@
 """`pagestream generate` and `pagestream chat`: a prompt in, its tokens on the terminal.
 
 Exit codes: 0 done, 1 the job failed, 2 the request is wrong, 69 no Redis or no such model, 75 try
-again later (the queue is full, the job was lost), 78 not installed, 130 interrupted.
+again later (the queue is full, the tenant sends too fast, the job was lost), 78 not installed, 130
+interrupted.
 This module knows the client and the terminal: no Redis.
 """
 
@@ -23,6 +24,7 @@ from .errors import (
     PagestreamError,
     QueueFull,
     QueueUnavailable,
+    RateLimited,
     UnknownModel,
 )
 from .keys import Keys
@@ -76,6 +78,13 @@ def generate(
     stop: Stop = None,
     ignore_eos: IgnoreEos = False,
     lane: Annotated[str | None, typer.Option(help="high, normal or low.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Whose job it is.")] = None,
+    deadline_ms: Annotated[
+        int | None, typer.Option(help="Expire when it has not finished by then.")
+    ] = None,
+    reader_timeout_ms: Annotated[
+        int | None, typer.Option(help="Cancel the job when nobody has read it for so long.")
+    ] = None,
     job_id: Annotated[
         str | None, typer.Option("--id", help="The job's id: running it again attaches to it.")
     ] = None,
@@ -95,11 +104,14 @@ def generate(
         stop=stop,
         ignore_eos=ignore_eos or None,
         lane=lane,
+        tenant=tenant,
+        deadline_ms=deadline_ms,
+        reader_timeout_ms=reader_timeout_ms,
         id=job_id or os.urandom(16).hex(),  # known before the submit: an interrupt may come in it
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     with (
-        _errors_as_sentences(),
+        errors_as_sentences(),
         _client(redis_url, model, queue) as client,
         _cancelled_by_interrupt(client.job(options.get("id", ""))),
     ):
@@ -139,7 +151,7 @@ def chat(
     )
     beginning = [{"role": "system", "content": system}] if system else []
     messages = list(beginning)
-    with _errors_as_sentences(), _client(redis_url, model, queue) as client:
+    with errors_as_sentences(), _client(redis_url, model, queue) as client:
         for line in _lines():
             if line == "/clear":
                 messages = list(beginning)
@@ -205,11 +217,11 @@ def _given(**options: Any) -> SubmitOptions:
 def _client(redis_url: str | None, model: str | None, queue: str | None) -> Client:
     url = redis_url or default_url()
     if model is None and queue is None:
-        queue = _only_queue(url)
+        queue = only_queue(url)
     return Client(url, model=model, queue=queue, timeout_ms=TIMEOUT_MS)
 
 
-def _only_queue(url: str) -> str:
+def only_queue(url: str) -> str:
     """Return the name of the only queue that is served now.
 
     Raises:
@@ -246,7 +258,7 @@ def _cancelled_by_interrupt(job: Job) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _errors_as_sentences() -> Generator[None, None, None]:
+def errors_as_sentences() -> Generator[None, None, None]:
     """Turn what a user can do something about into one line and an exit code."""
     try:
         yield
@@ -264,6 +276,7 @@ def exit_code(error: PagestreamError) -> int:
         QueueUnavailable: UNAVAILABLE,
         UnknownModel: UNAVAILABLE,
         QueueFull: LATER,
+        RateLimited: LATER,
         JobLost: LATER,
         InvalidRequest: WRONG,
     }

@@ -45,6 +45,16 @@ class QueueFull(PagestreamError):
         self.retry_after_ms = retry_after_ms
 
 
+class RateLimited(PagestreamError):
+    """The tenant sends more jobs or tokens a second than it may; again after `retry_after_ms`."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
 class JobConflict(PagestreamError):
     """The job id is taken by a job with another payload."""
 

@@ -69,6 +69,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     crashes: int
     """Workers that died while they held the job."""
     worker: str | None = None
+    reader_timeout_ms: int | None = None
     queued_ms: int | None = None
     claimed_ms: int | None = None
     finished_ms: int | None = None
@@ -231,10 +232,20 @@ class TokenStream(AsyncIterator[Chunk]):
 class AsyncJob:
     """One job of a queue: read it, ask after it, cancel it, delete it."""
 
-    def __init__(self, store: "JobStore", job_id: str, *, submitted: bool, attached: bool) -> None:
+    def __init__(
+        self,
+        store: "JobStore",
+        job_id: str,
+        *,
+        submitted: bool,
+        attached: bool,
+        reader_timeout_ms: int | None = None,
+    ) -> None:
         self.id = job_id
         self.attached = attached
         """Whether `submit` found the job already there, with the same payload."""
+        self.reader_timeout_ms: int | None = reader_timeout_ms
+        """Readers are counted where this is set; read with the record of a job found by its id."""
         self._store = store
         self._known = submitted
 
@@ -251,7 +262,9 @@ class AsyncJob:
             InvalidRequest: `after` is not a cursor.
         """
         _check_cursor(after)
-        return TokenStream(self, self._store.feed(self.id, after), after)
+        return TokenStream(
+            self, self._store.attended(self, self._store.feed(self.id, after)), after
+        )
 
     def subscribe(self, after: str | None = None) -> TokenStream:
         """Return the same chunks, taken from the pub/sub mirror of a job with `mirror=True`.
@@ -263,7 +276,8 @@ class AsyncJob:
         second.
         """
         _check_cursor(after)
-        return TokenStream(self, self._store.mirror(self.id, after), after)
+        mirror = self._store.mirror(self.id, after)
+        return TokenStream(self, self._store.attended(self, mirror), after)
 
     async def result(self, timeout_ms: int | None = None) -> Result:
         """Wait for the end and return the whole answer.
@@ -329,7 +343,7 @@ class AsyncJob:
             JobNotFound: there is no such job.
         """
         if not self._known:
-            await self.status()
+            self.reader_timeout_ms = (await self.status()).reader_timeout_ms
             self._known = True
 
     async def text_before(self, entry: Entry) -> str:

@@ -95,6 +95,11 @@ class Keys:
         return f"{self.prefix}served"
 
     @property
+    def due(self) -> str:
+        """Sorted set: jobs with a deadline or a reader timeout, by when to look at them."""
+        return f"{self.prefix}due"
+
+    @property
     def limits(self) -> str:
         """Hash: what an operator set for tenants: `<tenant>:weight`, …; `*:…` for all others."""
         return f"{self.prefix}limits"

@@ -20,6 +20,7 @@ PARTS = {
     "submit": ("_shared", "submit"),
     "cancel": ("_shared", "cancel"),
     "delete": ("_shared", "delete"),
+    "renew": ("_shared", "renew"),
     "register": ("_shared", "_recover", "register"),
     "step": ("_shared", "_take", "step"),
     "resync": ("_shared", "resync"),

@@ -16,6 +16,8 @@ from .keys import LANES, RETENTION_MS, check_name
 from .protocol import ModelInfo, Payload, check_prompt, encode_payload
 from .sampling import SamplingParams
 
+READER_TIMEOUT_MS_MIN = 1_000
+"""Readers renew three times in a timeout, and workers look twice a second."""
 QUEUE_LIMIT_JOBS = 10_000
 """Unfinished jobs a tenant may have on a queue before `QueueFull`."""
 
@@ -62,10 +64,17 @@ class SubmitOptions(SamplingOptions, total=False):
     id: str
     """The job's id, which makes the call idempotent; a random one where it is left out."""
     lane: Lane
+    """Priority: a better lane goes first, and on a full worker takes a worse one's slot."""
+    tenant: str
+    """Whose job it is; the client's where left out."""
     queue_timeout_ms: int
     """Expire if no worker has taken the job by then."""
     deadline_ms: int
     """Expire if the job has not finished by then, counted from the submit."""
+    reader_timeout_ms: int
+    """Cancel the job when nobody has read it for so long; left out, it runs to its end.
+
+    An open token stream, or a wait for the result, counts as reading, in any process."""
     retention_ms: int
     """How long the finished job stays readable."""
     mirror: bool
@@ -92,6 +101,7 @@ class QueueOptions(msgspec.Struct, frozen=True, kw_only=True):
     retention_ms: int
     queue_timeout_ms: int | None
     deadline_ms: int | None
+    reader_timeout_ms: int | None
     mirror: bool
 
 
@@ -142,14 +152,18 @@ def build_request(
         body = encode_payload(payload)
     except (msgspec.MsgspecError, TypeError) as error:
         raise InvalidRequest(f"the request has a value of the wrong type: {error}") from error
+    owner = given.get("tenant", tenant)
+    if not isinstance(owner, str):
+        raise InvalidRequest(f"tenant={owner!r} is not a string")
     options = QueueOptions(
         lane=given.get("lane", "normal"),
-        tenant=tenant,
+        tenant=owner,
         tokens_max=payload.tokens_max(),
         queue_limit=queue_limit,
         retention_ms=given.get("retention_ms", RETENTION_MS),
         queue_timeout_ms=given.get("queue_timeout_ms"),
         deadline_ms=given.get("deadline_ms"),
+        reader_timeout_ms=given.get("reader_timeout_ms"),
         mirror=bool(given.get("mirror", False)),
     )
     _check_options(options)
@@ -232,9 +246,14 @@ def _check_options(options: QueueOptions) -> None:
     if options.lane not in LANES:
         raise InvalidRequest(f"lane={options.lane!r} is not one of {', '.join(LANES)}")
     check_name("tenant", options.tenant)
-    for name in ("retention_ms", "queue_timeout_ms", "deadline_ms"):
+    for name in ("retention_ms", "queue_timeout_ms", "deadline_ms", "reader_timeout_ms"):
         value = getattr(options, name)
         if value is None:
             continue
         if not isinstance(value, int) or not 1 <= value <= 2**42:
             raise InvalidRequest(f"{name}={value!r} is not a whole number of milliseconds above 0")
+    if options.reader_timeout_ms is not None and options.reader_timeout_ms < READER_TIMEOUT_MS_MIN:
+        raise InvalidRequest(
+            f"reader_timeout_ms={options.reader_timeout_ms} is below {READER_TIMEOUT_MS_MIN}: "
+            "readers could not keep a job alive through a short outage"
+        )

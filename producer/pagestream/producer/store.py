@@ -13,14 +13,16 @@ from redis.exceptions import NoScriptError
 
 from .calls import Calls, may_pass
 from .connection import connect_async
-from .errors import JobConflict, JobLost, JobNotFound, PagestreamError, QueueFull
-from .job import CancelOutcome, JobStatus
+from .errors import JobConflict, JobLost, JobNotFound, PagestreamError, QueueFull, RateLimited
+from .job import CancelOutcome, JobStatus, Source
 from .keys import QUEUES, Keys
 from .lua import Script
 from .mirror import Mirror, Subscription
+from .presence import Attended, Presence, ReadSource
 from .protocol import Entry, ModelInfo, decode_entry
 from .reader import BLOCK_MS, Connection, Feed, Reader
 from .request import Request
+from .tenants import Tenants
 
 PIPELINE_JOBS = 256
 PIPELINE_BYTES = 1 << 20
@@ -32,7 +34,7 @@ MIRROR_CONNECTIONS = 10_000
 _CLIENT_NAME = "pagestream-client"
 _STATUS = (
     *("state", "lane", "tenant", "epoch", "crashes", "owner"),
-    *("queued_ms", "claimed_ms", "finished_ms"),
+    *("queued_ms", "claimed_ms", "finished_ms", "reader_timeout_ms"),
 )
 
 Accepted = bool
@@ -62,6 +64,12 @@ class JobStore:
         self._mirrors: set[Mirror] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._submit, self._cancel, self._delete = map(Script, ("submit", "cancel", "delete"))
+        renew = Script("renew")
+        self._presence = Presence(
+            lambda ids: self._calls.run(lambda: renew.run(self._redis, self.keys.bell, *ids))
+        )
+        self.tenants = Tenants(self._calls, self.keys)
+        """What operators allow."""
 
     # What the client asks for -------------------------------------------------------------------
 
@@ -71,6 +79,7 @@ class JobStore:
         Raises:
             JobConflict: the id is taken by another payload.
             QueueFull: the tenant has as many unfinished jobs as it may.
+            RateLimited: the tenant sends more than it may a second.
             InvalidRequest: the script refuses an argument.
             QueueUnavailable: Redis cannot be reached.
         """
@@ -176,6 +185,10 @@ class JobStore:
         self._mirrors.add(mirror)
         return mirror
 
+    def attended(self, job: Attended, source: Source) -> Source:
+        """Return a source whose reader keeps a job with a reader timeout alive."""
+        return ReadSource(source, self._presence, job)
+
     @property
     def reader_connections(self) -> int:
         """Connections that wait for replies now."""
@@ -183,6 +196,7 @@ class JobStore:
 
     async def aclose(self) -> None:
         """Close every connection; whoever still reads gets `QueueUnavailable`."""
+        await self._presence.aclose()
         await self._reader.aclose()
         for mirror in list(self._mirrors):
             self._release(mirror)
@@ -219,8 +233,14 @@ class JobStore:
             raise JobConflict(f"job {request.id} exists with another payload; take a new id")
         if verdict == b"full":
             raise QueueFull(
-                f"queue {self.keys.queue} holds {request.options.queue_limit} unfinished jobs of "
+                f"queue {self.keys.queue} holds {reply[3].decode()} unfinished jobs of "
                 f"tenant {request.options.tenant}; try again in {retry_after_ms} ms",
+                retry_after_ms=retry_after_ms,
+            )
+        if verdict == b"limited":
+            raise RateLimited(
+                f"tenant {request.options.tenant} has used up its {reply[3].decode()} a second on "
+                f"queue {self.keys.queue}; try again in {retry_after_ms} ms",
                 retry_after_ms=retry_after_ms,
             )
         return verdict == b"accepted"

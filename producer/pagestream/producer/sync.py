@@ -21,6 +21,7 @@ from .keys import DEFAULT_TENANT
 from .protocol import ModelInfo
 from .reader import RECONNECT_MS
 from .request import QUEUE_LIMIT_JOBS, JobSpec, SubmitOptions
+from .tenants import TenantLimits
 
 GRACE_S = 0.2
 """What a closing client gives the calls of other threads to end by themselves."""
@@ -210,6 +211,10 @@ class Client:
     def models(self) -> list[ModelInfo]:
         """Return what the queue's live workers serve."""
         return self._loop.run(self._client.models())
+
+    def limits(self, tenant: str | None = None) -> TenantLimits:
+        """Return what an operator has set for a tenant, this client's by default."""
+        return self._loop.run(self._client.limits(tenant))
 
     def close(self) -> None:
         """Close the connections and end the thread; harmless twice."""

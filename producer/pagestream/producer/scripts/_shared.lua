@@ -137,7 +137,7 @@ end
 
 local FIELDS = {
   'state', 'epoch', 'crashes', 'owner', 'lane', 'tenant', 'entry', 'tokens_max', 'cancel',
-  'mirror', 'queue_deadline_ms', 'deadline_ms', 'retention_ms',
+  'mirror', 'queue_deadline_ms', 'deadline_ms', 'retention_ms', 'reader_timeout_ms', 'reader_due_ms',
 }
 local FINISHED = {done = true, cancelled = true, expired = true, failed = true, dead = true}
 
@@ -155,6 +155,31 @@ end
 
 local function lease_of(job, epoch)
   return epoch .. ' ' .. (job.mirror == '1' and '1' or '0') .. ' ' .. job.tenant
+end
+
+-- What is due -------------------------------------------------------------------------------------
+-- `due` has jobs with a deadline or a reading lease, by when to look at them: see `reap`.
+
+-- A queue timeout is for the first claim: a job that has begun keeps its place.
+local function deadline_passed(job)
+  local deadline = tonumber(job.deadline_ms or math.huge)
+  if job.epoch == 0 then deadline = math.min(deadline, tonumber(job.queue_deadline_ms or math.huge)) end
+  return deadline <= now
+end
+
+local function reader_is_gone(job)
+  return not job.cancel and tonumber(job.reader_due_ms or math.huge) <= now
+end
+
+local function schedule(job)
+  local at = tonumber(job.deadline_ms or math.huge)
+  if job.epoch == 0 then at = math.min(at, tonumber(job.queue_deadline_ms or math.huge)) end
+  if not job.cancel then at = math.min(at, tonumber(job.reader_due_ms or math.huge)) end
+  if at < math.huge then
+    call('ZADD', prefix .. 'due', digits(at), job.id)
+  else
+    call('ZREM', prefix .. 'due', job.id)
+  end
 end
 
 -- The reply --------------------------------------------------------------------------------------
@@ -211,6 +236,10 @@ end
 -- Write the terminal entry and close the job. `ending`: epoch, offset, state, reason, and what else
 -- the entry holds. Returns k, or g where the reply is gone (the job is closed all the same).
 local function finish(job, ending)
+  if ending.reason == 'cancelled' and job.cancel == 'abandoned' then
+    ending.error = 'abandoned'
+    ending.message = 'nobody read it for ' .. job.reader_timeout_ms .. ' ms'
+  end
   local fields = {
     'event', 'end', 'choice', ending.choice or '0', 'reason', ending.reason,
     'text', ending.text or '', 'usage', ending.usage or '', 'timings', ending.timings or '',
@@ -233,6 +262,9 @@ local function finish(job, ending)
   call('PEXPIRE', record, retention)
   call('PEXPIRE', prefix .. 'out:' .. job.id, retention)
   if (job.owner or '') ~= '' then call('HDEL', prefix .. 'running:' .. job.owner, job.id) end
+  if job.deadline_ms or job.queue_deadline_ms or job.reader_due_ms then
+    call('ZREM', prefix .. 'due', job.id)
+  end
   remove_entry(job.stream, job.lane, job.tenant, job.entry)
   return code
 end
@@ -263,6 +295,17 @@ local function put_back(job)
     call(unpack(shelve))
   end
   make_ready(job.lane, job.tenant)
+end
+
+-- Cancel an unfinished job, for good: `why` outlives a worker that is told and dies.
+local function cancel_job(job, why)
+  job.cancel = job.cancel or why
+  if job.state == 'queued' then
+    finish_here(job, 'cancelled', 'cancelled')
+    return
+  end
+  call('HSET', prefix .. 'job:' .. job.id, 'cancel', job.cancel)
+  call('XADD', prefix .. 'ctl:' .. job.owner, '*', 'kind', 'cancel', 'id', job.id)
 end
 
 -- Count one crash of whoever held the job; at the cap it becomes a dead letter. True if it did.

@@ -51,13 +51,6 @@ local function deliver(head, consumer)
   end
 end
 
--- A queue timeout is for the first claim: a job that has begun keeps its place.
-local function deadline_passed(job)
-  local deadline = tonumber(job.deadline_ms or math.huge)
-  if job.epoch == 0 then deadline = math.min(deadline, tonumber(job.queue_deadline_ms or math.huge)) end
-  return deadline <= now
-end
-
 -- An entry that nobody accepted (written past submit): keep it where a person can see it.
 local function bury_malformed(head)
   call('XADD', prefix .. 'dead', 'MAXLEN', '~', DEAD_LETTERS_MAX, '*', 'id', '', 'reason', 'malformed',

@@ -6,13 +6,6 @@
 local job = load_job(ARGV[1])
 if not job then return 'unknown' end
 if FINISHED[job.state] then return 'finished' end
-if job.state == 'queued' then
-  finish_here(job, 'cancelled', 'cancelled')
-  return 'cancelled'
-end
--- The flag outlives the worker: whoever takes the job back cancels it then.
-if not job.cancel then
-  call('HSET', prefix .. 'job:' .. job.id, 'cancel', '1')
-  call('XADD', prefix .. 'ctl:' .. job.owner, '*', 'kind', 'cancel', 'id', job.id)
-end
-return 'cancelling'
+local outcome = job.state == 'queued' and 'cancelled' or 'cancelling'
+if not job.cancel then cancel_job(job, '1') end
+return outcome

@@ -9,6 +9,7 @@ if not FINISHED[job.state] then
     call('HDEL', prefix .. 'running:' .. job.owner, job.id)
     call('XADD', prefix .. 'ctl:' .. job.owner, '*', 'kind', 'cancel', 'id', job.id)
   end
+  call('ZREM', prefix .. 'due', job.id)
   remove_entry(job.stream, job.lane, job.tenant, job.entry)
 end
 local letter = call('HGET', prefix .. 'job:' .. job.id, 'letter')

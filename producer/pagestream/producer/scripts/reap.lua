@@ -1,9 +1,12 @@
--- Take back the jobs of workers whose heartbeat is gone, and list those this worker holds.
+-- Take back the jobs of workers whose heartbeat is gone, end jobs whose time or readers are, and list
+-- those this worker holds.
 -- KEYS[1] {ps:<queue>}:step:<worker>   ARGV worker, crash cap
 -- -> [now_ms, jobs put back, jobs dead, [dead worker …], [[id, epoch] … of this worker],
 --     [tenant, weight, … where one is set]]
 
 local TENANTS_KEPT = 100
+local DUE_MAX = 256 -- jobs looked at in one call
+local LOOK_AGAIN_MS = 5000
 
 local worker, cap = ARGV[1], tonumber(ARGV[2])
 local back, dead, gone = 0, 0, {}
@@ -12,6 +15,23 @@ for _, other in ipairs(call('HKEYS', prefix .. 'model')) do
     local taken, died = recover(other, cap)
     back, dead = back + taken, dead + died
     gone[#gone + 1] = other
+  end
+end
+
+-- A queued job ends here. A running one is its worker's: it knows the deadline, and is told when the
+-- last reader has gone.
+for _, id in ipairs(call('ZRANGEBYSCORE', prefix .. 'due', '-inf', digits(now), 'LIMIT', 0, DUE_MAX)) do
+  local job = load_job(id)
+  if not job or FINISHED[job.state] then
+    call('ZREM', prefix .. 'due', id)
+  elseif job.state == 'queued' and deadline_passed(job) then
+    finish_here(job, 'expired', 'expired', 'expired', 'its deadline passed in the queue')
+  else
+    if reader_is_gone(job) then cancel_job(job, 'abandoned') end
+    if not FINISHED[call('HGET', prefix .. 'job:' .. id, 'state')] then
+      schedule(job)
+      if deadline_passed(job) then call('ZADD', prefix .. 'due', digits(now + LOOK_AGAIN_MS), id) end
+    end
   end
 end
 

@@ -1,6 +1,7 @@
 -- Accept a job, or attach to the one that has its id already.
 -- KEYS[1] {ps:<queue>}:bell   ARGV id, payload, options (JSON; all of them optional):
---   lane, tenant, tokens_max, queue_limit, retention_ms, queue_timeout_ms, deadline_ms, mirror
+--   lane, tenant, tokens_max, queue_limit, retention_ms, queue_timeout_ms, deadline_ms,
+--   reader_timeout_ms, mirror
 --   (times are durations in ms)
 -- -> [accepted|attached|conflict|full|limited, now_ms, retry_after_ms, state; if full, the bound; if
 --     limited, what there were too many of: jobs or tokens]
@@ -38,7 +39,8 @@ end
 if type(tenant) ~= 'string' or #tenant > 64 or not string.match(tenant, '^%w[%w._-]*$') then
   return invalid('tenant: 1 to 64 characters of A-Z a-z 0-9 . _ -')
 end
-local counts = {'tokens_max', 'queue_limit', 'retention_ms', 'queue_timeout_ms', 'deadline_ms'}
+local counts = {'tokens_max', 'queue_limit', 'retention_ms', 'queue_timeout_ms', 'deadline_ms',
+  'reader_timeout_ms'}
 for _, name in ipairs(counts) do
   local value = options[name]
   if value ~= nil and (type(value) ~= 'number' or value ~= value or value < 0 or value > 1e13) then
@@ -76,12 +78,19 @@ local tokens_max = digits(options.tokens_max or #payload + TEMPLATE_TOKENS)
 call('HSET', record, 'payload', payload, 'hash', hash, 'state', 'queued', 'epoch', 0, 'crashes', 0,
   'owner', '', 'lane', lane, 'tenant', tenant, 'tokens_max', tokens_max, 'queued_ms', digits(now),
   'retention_ms', digits(options.retention_ms or RETENTION_MS), 'mirror', options.mirror and '1' or '')
-if options.queue_timeout_ms then
-  call('HSET', record, 'queue_deadline_ms', digits(now + options.queue_timeout_ms))
+local waits = {queue_timeout_ms = 'queue_deadline_ms', deadline_ms = 'deadline_ms',
+  reader_timeout_ms = 'reader_due_ms'}
+local due = {id = id, epoch = 0}
+for option, name in pairs(waits) do
+  if options[option] then
+    due[name] = digits(now + options[option])
+    call('HSET', record, name, due[name])
+  end
 end
-if options.deadline_ms then
-  call('HSET', record, 'deadline_ms', digits(now + options.deadline_ms))
+if options.reader_timeout_ms then
+  call('HSET', record, 'reader_timeout_ms', digits(options.reader_timeout_ms))
 end
+if options.queue_timeout_ms or options.deadline_ms or options.reader_timeout_ms then schedule(due) end
 spend(tenant, 'jobs', 1)
 if spend(tenant, 'tokens', tonumber(tokens_max)) then call('HSET', record, 'paid', tokens_max) end
 if unfinished == 0 then arrive(tenant) end
