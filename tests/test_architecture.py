@@ -324,3 +324,20 @@ def test_the_light_client_stays_light(module: str) -> None:
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_nobody_asks_this_machine_what_time_it_is() -> None:
+    """Deadlines are Redis's time, waits are monotonic: clocks of hosts may be hours off."""
+    asked = []
+    for path in [*sources("producer"), *sources("worker")]:
+        if "bench" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in (
+                "time.time",
+                "time.time_ns",
+                "datetime.now",
+                "datetime.datetime.now",
+            ):
+                asked.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert asked == []

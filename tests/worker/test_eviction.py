@@ -415,3 +415,30 @@ def test_a_tenant_with_every_slot_gives_one_up(
     for number in range(12):
         client.cancel(f"a-{number}")
         assert client.result(f"a-{number}").end.reason == "cancelled"
+
+
+def test_two_workers_share_one_account_of_weighted_tokens(
+    start: Callable[..., Worker], client: Client
+) -> None:
+    client.redis.hset(client.keys.limits, "heavy:weight", 2)
+    sampling = {"max_tokens": 10, "ignore_eos": True}
+    for number in range(90):
+        for tenant in ("heavy", "light"):
+            options = {"tenant": tenant, "tokens_max": 3}
+            prompt = [number, len(tenant), 7]
+            client.submit(
+                f"{tenant}-{number}", prompt_ids=prompt, sampling=sampling, options=options
+            )
+    for _ in range(2):
+        start(replace(SLOW, step_s=0.01, max_running=3))
+    client.result("heavy-59")
+    done = Counter(
+        tenant
+        for number in range(90)
+        for tenant in ("heavy", "light")
+        if client.state(f"{tenant}-{number}") == "done"
+    )
+    assert done["heavy"] / done["light"] == pytest.approx(2, rel=0.25)
+    for number in range(90):
+        client.cancel(f"heavy-{number}")
+        client.cancel(f"light-{number}")
