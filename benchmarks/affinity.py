@@ -17,6 +17,7 @@ import asyncio
 import json
 import multiprocessing
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -134,6 +135,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the workers, too
     for way in WAYS:
         queues = ["one"] if way == "shared" else ["left", "right"]
         with ExitStack() as stack:

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import signal
 import sys
 import tempfile
 import time
@@ -191,6 +192,7 @@ def main() -> None:
         "--step-ms", type=float, help="an engine without a model; left out, the demo model"
     )
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the workers, too
     with (
         tempfile.TemporaryDirectory() as directory,
         EmbeddedRedis(Path(directory)) as server,

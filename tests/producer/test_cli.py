@@ -60,6 +60,24 @@ def test_generate_prints_the_tokens(redis_url, queue_name, worker):
     assert piped.stdout == answer(4)[1] + "\n"
 
 
+def test_generate_says_whose_job_it_is_and_how_long_it_may_take(
+    redis_url, queue_name, wire, worker
+):
+    place = ("--redis-url", redis_url, "--queue", queue_name, "--id", "one")
+    whose = ("--lane", "high", "--tenant", "acme")
+    times = ("--deadline-ms", "90000", "--reader-timeout-ms", "5000")
+    assert pagestream("generate", "hi", *place, *whose, *times).returncode == 0
+    record = wire.record("one")
+    assert (record["lane"], record["tenant"], record["state"]) == ("high", "acme", "done")
+    assert int(record["deadline_ms"]) == int(record["queued_ms"]) + 90_000
+    assert record["reader_timeout_ms"] == "5000"
+    wire.redis.hset(wire.keys.limits, "acme:jobs_per_s", 0.01)
+    for number in range(2):
+        last = pagestream("generate", "hi", *place[:-1], f"more-{number}", *whose)
+    assert last.returncode == 75
+    assert last.stderr.startswith("error: tenant acme has used up its jobs a second")
+
+
 def test_generate_gives_json_and_attaches_by_id(redis_url, queue_name, worker):
     place = ("--redis-url", redis_url, "--queue", queue_name, "--json", "--id", "one")
     done, again = (pagestream("generate", "hi", *place) for _ in range(2))
