@@ -1,21 +1,22 @@
 """What it would bring if jobs that share a prefix kept to one worker.
 
-Two workers with the demo model, as many jobs as `--jobs` in `--groups` that share a long prefix,
-group sizes even or skewed. Served two ways: *shared*, one queue and whoever has room claims; and
-*apart*, a queue a worker and each group always on the same one, which is affinity at its best and
-balance at its worst: any scheme with stealing lies between. Prints a JSON line a run: prompt tokens
-found in the cache, output tokens/s of the whole, and the queue wait (p50, p95 in ms) under arrivals
-at `--rate` jobs a second.
+Jobs of `--groups` that share a long prefix, group sizes even or skewed, go to two workers with the
+demo model in two ways, round by round: *shared*, one queue and whoever has room claims; and *apart*,
+a queue a worker and each group always on the same one, which is affinity at its best and balance at
+its worst: any scheme with stealing lies between. Prints a JSON line a round: the share of prompt
+tokens found in the caches, output tokens a second, CPU milliseconds an output token (which other
+programs on the machine change less), and the queue wait (p50, p95 in ms) of arrivals at `--rate`.
 
-    python benchmarks/affinity.py --groups 16 --blocks 1024          # every prefix fits a worker
-    python benchmarks/affinity.py --groups 16 --blocks 300           # half of them do
-    python benchmarks/affinity.py --groups 16 --blocks 300 --skew 1.2
+    python benchmarks/affinity.py --groups 16 --blocks 1024          # every prefix fits each worker
+    python benchmarks/affinity.py --groups 32 --blocks 320           # they fit both workers together
+    python benchmarks/affinity.py --groups 32 --blocks 320 --skew 1.2
 """
 
 import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import random
 import signal
 import sys
@@ -31,8 +32,6 @@ from pagestream.producer.embedded import EmbeddedRedis
 from pagestream.worker.service import run_worker
 from pagestream.worker.settings import read_settings
 
-WAYS = ("shared", "apart")
-
 
 def work(url: str, queue: str, slots: int, blocks: int) -> None:
     """Serve until SIGTERM; a process of its own."""
@@ -43,15 +42,24 @@ def work(url: str, queue: str, slots: int, blocks: int) -> None:
 
 
 @contextmanager
-def running_worker(*arguments: object) -> Iterator[None]:
-    """A worker in a process of its own, until the block ends."""
+def running_worker(*arguments: object) -> Iterator[int]:
+    """A worker in a process of its own, until the block ends; yields its pid."""
     process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
     process.start()
+    assert process.pid is not None, "it was started"
     try:
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.join(30)
+
+
+def cpu_ms(pid: int) -> float:
+    """CPU time of a process and its children so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return own + sum(cpu_ms(int(child)) for child in children)
 
 
 def groups_of(args: argparse.Namespace, rng: random.Random) -> list[int]:
@@ -98,53 +106,62 @@ def hits(results: list[Result]) -> float:
     )
 
 
-async def measure(url: str, queues: list[str], args: argparse.Namespace) -> list[dict[str, float]]:
-    """Warm the caches, then take the figures, `--rounds` times."""
-    rounds: list[dict[str, float]] = []
+async def measure(
+    url: str, ways: dict[str, list[str]], pids: dict[str, list[int]], args: argparse.Namespace
+) -> None:
+    """Warm the caches of each way, then print its figures, turn by turn."""
     async with AsyncExitStack() as stack:
-        clients = [
-            await stack.enter_async_context(AsyncClient(url, queue=queue)) for queue in queues
-        ]
-        await send(clients, args, 0, None)
+        clients = {
+            way: [await stack.enter_async_context(AsyncClient(url, queue=one)) for one in queues]
+            for way, queues in ways.items()
+        }
+        for way in ways:
+            await send(clients[way], args, 0, None)
         for number in range(args.rounds):
-            full, seconds = await send(clients, args, 0, None)
-            paced, _ = await send(clients, args, 0, args.rate)
-            waits = sorted(one.timings.queue_ms for one in paced)
-            rounds.append(
-                {
+            for way in ways:
+                cpu = sum(map(cpu_ms, pids[way]))
+                full, seconds = await send(clients[way], args, 0, None)
+                cpu = sum(map(cpu_ms, pids[way])) - cpu
+                paced, _ = await send(clients[way], args, 0, args.rate)
+                tokens = sum(len(one.ids) for one in full)
+                waits = sorted(one.timings.queue_ms for one in paced)
+                line = {
+                    "way": way,
                     "round": number,
                     "hits": round(hits(full), 3),
-                    "tokens_per_s": round(sum(len(one.ids) for one in full) / seconds, 1),
-                    "paced_hits": round(hits(paced), 3),
+                    "tokens_per_s": round(tokens / seconds, 1),
+                    "cpu_ms_per_token": round(cpu / tokens, 3),
                     "wait_p50_ms": waits[len(waits) // 2],
                     "wait_p95_ms": waits[int(len(waits) * 0.95)],
                 }
-            )
-    return rounds
+                print(json.dumps(line), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--jobs", type=int, default=96)
     parser.add_argument("--groups", type=int, default=16)
     parser.add_argument("--skew", type=float, default=0.0)
     parser.add_argument("--prefix", type=int, default=256, help="shared tokens")
-    parser.add_argument("--tokens", type=int, default=32, help="output tokens")
+    parser.add_argument("--tokens", type=int, default=16, help="output tokens")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--blocks", type=int, default=1024, help="KV blocks of 16 tokens a worker")
-    parser.add_argument("--rate", type=float, default=10.0)
+    parser.add_argument("--rate", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the workers, too
-    for way in WAYS:
-        queues = ["one"] if way == "shared" else ["left", "right"]
-        with ExitStack() as stack:
-            directory = stack.enter_context(tempfile.TemporaryDirectory())
-            server = stack.enter_context(EmbeddedRedis(Path(directory)))
-            for queue in (queues * 2)[:2]:
+    ways = {"shared": ["one"], "apart": ["left", "right"]}
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        server = stack.enter_context(EmbeddedRedis(Path(directory)))
+        pids = {
+            way: [
                 stack.enter_context(running_worker(server.url, queue, args.slots, args.blocks))
-            for line in asyncio.run(measure(server.url, queues, args)):
-                print(json.dumps({"way": way, **line}), flush=True)
+                for queue in (queues * 2)[:2]
+            ]
+            for way, queues in ways.items()
+        }
+        asyncio.run(measure(server.url, ways, pids, args))
 
 
 if __name__ == "__main__":

@@ -399,6 +399,28 @@ def test_a_high_job_starts_within_three_steps_on_a_full_worker(
     assert epochs[0] == 1
 
 
+def test_as_many_go_as_it_takes_and_no_more(start: Callable[..., Worker], client: Client) -> None:
+    # Four prompts of seven blocks leave two of 30; the next one needs 13.
+    start(replace(SLOW, max_running=64, num_blocks=31, max_model_tokens=400))
+    for number in range(4):
+        client.submit(
+            f"low-{number}",
+            prompt_ids=[number] * 100,
+            sampling={"max_tokens": 11, "ignore_eos": True},
+            options={"lane": "low", "tokens_max": 100},
+        )
+    client.wait_tokens("low-3", 1)
+    client.submit(
+        "urgent",
+        prompt_ids=[7] * 200,
+        sampling={"max_tokens": 2, "ignore_eos": True},
+        options={"lane": "high", "tokens_max": 200},
+    )
+    assert client.result("urgent").end.epoch == 1
+    epochs = [client.result(f"low-{number}").end.epoch for number in range(4)]
+    assert sorted(epochs) == [1, 1, 2, 2]
+
+
 def test_a_tenant_with_every_slot_gives_one_up(
     start: Callable[..., Worker], client: Client
 ) -> None:

@@ -20,6 +20,11 @@ class Credit:
         self.load: Load | None = None
         """The engine's last report; None until there is one."""
 
+    @property
+    def engine_step(self) -> int:
+        """The engine's steps so far; 0 before its first report."""
+        return self.load.step if self.load is not None else 0
+
     def of(self, jobs: Iterable[Job]) -> tuple[int, int]:
         """Return (requests, prompt tokens) that may be claimed beside `jobs`."""
         held = list(jobs)

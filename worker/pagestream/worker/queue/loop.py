@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
 RESTART_WINDOW_S = 600.0
+STEPS_TO_REPORT = 2
+"""Steps of the engine after which its reports show what it was told to stop."""
 STALL_S = 30.0
 """An engine that has requests and says nothing for so long is wedged."""
 
@@ -91,6 +93,7 @@ class QueueLoop:
         self._heard_s = time.monotonic()
         self._drain_until_s: float | None = None
         self._victim: Victim | None = None
+        self._evict_from_step = 0
         self._weights: Mapping[str, float] = {}
         self._bell_id = "0-0"
         self._rung = True
@@ -266,6 +269,8 @@ class QueueLoop:
             self._take_claim(claim, reply.now_ms, took_a_place=reply.victim_left)
         for control in reply.controls:
             self._take_control(control)
+        if reply.victim_left and not reply.claims:  # it takes more than one to make that room
+            self._evict_from_step = self._credit.engine_step + STEPS_TO_REPORT
         if reply.waiting is not None:
             self._make_room(reply.waiting)
 
@@ -287,8 +292,10 @@ class QueueLoop:
         """Offer a job for the one that waits, in the next write, where the rules want it."""
         running = [job for job in self._jobs.values() if not job.reason and not job.is_returning]
         slots, tokens = self._credit.of(running)
-        # Before it is tokenized a prompt counts for its longest: there may be room after all.
-        if self._stop.drain or (slots and any(job.request is None for job in running)):
+        # Before it is tokenized a prompt counts for its longest: there may be room after all. And it
+        # takes a while until the engine's reports show the room that a victim made.
+        untold = slots and any(job.request is None for job in running)
+        if self._stop.drain or untold or self._credit.engine_step < self._evict_from_step:
             return
         self._victim = choose_victim(
             running,
