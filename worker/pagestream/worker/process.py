@@ -7,7 +7,6 @@ and no torch; the frames are those of `messages`.
 """
 
 import ctypes
-import gc
 import logging
 import multiprocessing
 import os
@@ -228,9 +227,6 @@ def _serve(
 ) -> None:
     """Take messages and run steps until told to drain and nothing runs."""
     ready = engine.ready()
-    # What was loaded stays: no collection has to look at it again.
-    gc.collect()
-    gc.freeze()
     outbox.put(ready)
     load = Load(free_blocks=ready.num_blocks)
     draining = False
