@@ -158,6 +158,8 @@ class QueueLoop:
             if output.finish is None:  # a stop string, which the engine cannot see
                 self._forget_in_engine([job])
             job.is_sent = False
+        elif job.is_cleared:
+            self._hand_back([job])
 
     def _take_intaken(self, intaken: Intaken) -> None:
         job = self._jobs.get(intaken.job_id)
@@ -212,14 +214,20 @@ class QueueLoop:
         rows = [row for job in dirty.values() if (row := job.row()) is not None]
         leaving = {job.id: job for job in dirty.values() if job.reason or job.is_returning}
         slots = tokens = 0
-        if self._engine_is_up and not self._stop.drain:
-            staying = [job for job in self._jobs.values() if job.id not in leaving]
+        staying = [job for job in self._jobs.values() if job.id not in leaving]
+        is_alone = any(job.is_suspect for job in staying)
+        if self._engine_is_up and not self._stop.drain and not is_alone:
             slots, tokens = self._credit.of(staying)
         return StepCall(
             rows=rows,
             ends=[job.end(now_s) for job in leaving.values() if not job.is_returning],
             returns=[
-                Return(job.id, job.epoch, job.context_tokens if job.request else None)
+                Return(
+                    job.id,
+                    job.epoch,
+                    job.context_tokens if job.request else None,
+                    job.is_cleared,
+                )
                 for job in leaving.values()
                 if job.is_returning
             ],
@@ -271,8 +279,9 @@ class QueueLoop:
         self._intake.submit(claim)
 
     def _take_control(self, control: Control) -> None:
-        if control.kind == "drain":
+        if control.kind in ("drain", "stop"):
             self._stop.drain = True
+            self._stop.now = self._stop.now or control.kind == "stop"
         elif (job := self._jobs.get(control.job_id)) is not None:
             self._end([job], "cancelled")
 
@@ -340,15 +349,21 @@ class QueueLoop:
             self._engine_is_lost = True
         else:
             self._engine.start()
-        self._count_crash(ran)
+        last_words = died.message or f"the engine process ended with status {died.exit_code}"
+        self._count_crash(ran, last_words)
 
-    def _count_crash(self, ran: list[Job]) -> None:
+    def _count_crash(self, ran: list[Job], last_words: str) -> None:
+        """Say who was there; suspects go back to the queue, to be run alone."""
         running = [(job.id, job.epoch, job.crashes) for job in ran]
-        for crash in self._patience.call(self._lease.crashed, running):
-            self._jobs[crash.job_id].crashes = crash.crashes
+        for crash in self._patience.call(self._lease.crashed, running, last_words):
+            self._jobs[crash.job_id].crashed(crash.crashes)
             if crash.outcome != "kept":
                 logger.warning("job %s is %s after a crash", crash.job_id, crash.outcome)
                 self._drop(crash.job_id)
+            if crash.outcome == "dead":  # it was the job, not the engine
+                self._deaths_s.clear()
+        if len(self._jobs) > 1:
+            self._hand_back([job for job in self._jobs.values() if job.is_suspect])
 
     def _engine_came_up(self) -> None:
         """Give a new engine everything that is to run, from the token logs."""
