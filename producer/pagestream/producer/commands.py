@@ -99,7 +99,7 @@ def generate(
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     with (
-        _errors_as_sentences(),
+        errors_as_sentences(),
         _client(redis_url, model, queue) as client,
         _cancelled_by_interrupt(client.job(options.get("id", ""))),
     ):
@@ -139,7 +139,7 @@ def chat(
     )
     beginning = [{"role": "system", "content": system}] if system else []
     messages = list(beginning)
-    with _errors_as_sentences(), _client(redis_url, model, queue) as client:
+    with errors_as_sentences(), _client(redis_url, model, queue) as client:
         for line in _lines():
             if line == "/clear":
                 messages = list(beginning)
@@ -246,7 +246,7 @@ def _cancelled_by_interrupt(job: Job) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _errors_as_sentences() -> Generator[None, None, None]:
+def errors_as_sentences() -> Generator[None, None, None]:
     """Turn what a user can do something about into one line and an exit code."""
     try:
         yield

@@ -94,6 +94,12 @@ class QueueUnavailable(PagestreamError):
     code = "queue_unavailable"
 
 
+class WorkerNotFound(PagestreamError):
+    """No live worker of the queue has the name; `pagestream info` lists those there are."""
+
+    code = "worker_not_found"
+
+
 class WorkerNameTaken(PagestreamError):
     """A live worker of this queue has the name: leave `--name` out, or stop the other worker."""
 
