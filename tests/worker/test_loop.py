@@ -17,7 +17,6 @@ from worker_harness import Client, Worker, expected_reply
 
 from pagestream.producer.keys import Keys
 from pagestream.worker.messages import Sampling
-from pagestream.worker.queue import loop as loop_module
 from pagestream.worker.queue.tokenizer import Tokenizer
 
 STUB = StubOptions()
@@ -291,15 +290,10 @@ def test_an_engine_that_dies_again_and_again_ends_the_worker(
 
 
 def test_a_wedged_engine_is_killed(
-    start: Callable[..., Worker],
-    jobs: Jobs,
-    client: Client,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    start: Callable[..., Worker], jobs: Jobs, client: Client, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(loop_module, "STALL_S", 0.5)
     stall = tmp_path / "stall"
-    start(replace(SLOW, stall_file=stall))
+    start(replace(SLOW, stall_file=stall), flags={"step_stall": 0.5})
     jobs.ids_job("j", tokens=200)
     client.wait_tokens("j", 5)
     stall.touch()

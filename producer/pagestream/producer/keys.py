@@ -42,9 +42,6 @@ CRASH_CAP = 3
 SUSPECT_CRASHES = 2
 """A job that ran at so many deaths is a suspect: it runs alone."""
 
-REAP_MS = 500
-"""How often a worker looks for jobs of dead workers."""
-
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+@-]{0,199}")
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -37,6 +37,20 @@ Grace = Annotated[
 RedisPatience = Annotated[
     float | None, typer.Option(help="Seconds Redis may be away before the worker gives up.")
 ]
+HeartbeatTtl = Annotated[
+    float | None,
+    typer.Option(help="Seconds of silence after which the others take this worker for dead."),
+]
+StepStall = Annotated[
+    float | None,
+    typer.Option(help="Seconds after which a step that does not end is a dead engine."),
+]
+MaxCrashes = Annotated[
+    int | None, typer.Option(help="Deaths of its worker or engine that make a job a dead letter.")
+]
+HealthPort = Annotated[
+    int | None, typer.Option(help="Answer /livez and /readyz here. [default: do not]")
+]
 MaxModelLen = Annotated[
     int | None, typer.Option(help="Prompt and output tokens together. [default: the model's]")
 ]
@@ -83,6 +97,10 @@ def worker(
     name: Name = None,
     grace: Grace = None,
     redis_patience: RedisPatience = None,
+    heartbeat_ttl: HeartbeatTtl = None,
+    step_stall: StepStall = None,
+    max_crashes: MaxCrashes = None,
+    health_port: HealthPort = None,
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = None,
     max_num_batched_tokens: MaxBatched = None,
@@ -109,6 +127,9 @@ def up(
     served_model_name: ServedName = None,
     name: Name = None,
     grace: Grace = None,
+    step_stall: StepStall = None,
+    max_crashes: MaxCrashes = None,
+    health_port: HealthPort = None,
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = None,
     max_num_batched_tokens: MaxBatched = None,

@@ -25,6 +25,7 @@ from pagestream.producer.keys import Keys
 from pagestream.producer.protocol import ModelInfo
 
 from .config import EngineConfig
+from .health import Health, probes
 from .loading import LoadingBar
 from .messages import Fatal, Ready
 from .models.hub import generation_defaults, resolve
@@ -104,8 +105,10 @@ def serve(
 ) -> int:
     """Serve until `stop` says so, and return the exit status; whoever sets it wakes the inbox."""
     engine = EngineProcess(partial(build, settings.engine_config()), inbox.put_frame)
+    health = Health(answer_s=settings.heartbeat_ttl)
     try:
-        _serve(settings, stop, inbox, engine)
+        with probes(settings.health_port, health):
+            _serve(settings, stop, inbox, engine, health)
     except _Exit as ending:
         if ending.status != OK:
             logger.error("%s", ending)
@@ -128,7 +131,9 @@ def serve(
     return OK
 
 
-def _serve(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: EngineProcess) -> None:
+def _serve(
+    settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: EngineProcess, health: Health
+) -> None:
     keys = Keys(settings.queue)
     worker = settings.name or f"{socket.gethostname()}-{secrets.token_hex(4)}"
     redis = connect(settings.redis_url, client_name=worker)
@@ -145,15 +150,31 @@ def _serve(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: Engin
     ready = _wait_until_ready(inbox, stop)
     info = model_info(keys.queue, ready, tokenizer)
 
-    patience = Patience(lambda: LAST_WORD_S if stop.now else settings.redis_patience)
-    lease = Lease(redis, keys, worker)
+    def limit_s() -> float:
+        return LAST_WORD_S if stop.now else settings.redis_patience
+
+    patience = Patience(limit_s, health.answered, health.failed)
+    ttl_ms = int(settings.heartbeat_ttl * 1000)
+    lease = Lease(
+        *(redis, keys, worker),
+        heartbeat_ttl_ms=ttl_ms,
+        heartbeat_ms=ttl_ms // 3,
+        crash_cap=settings.max_crashes,
+    )
     patience.call(lease.register, info)
     logger.info("%s", _banner(worker, info, ready))
     intake = IntakeThread(
-        Intake(tokenizer, info, defaults), partial(patience.call, lease.replay), inbox.put
+        Intake(tokenizer, info, defaults),
+        partial(Patience(limit_s).call, lease.replay),
+        inbox.put,
     )
-    loop = QueueLoop(lease, engine, intake, inbox, ready, stop, patience, grace_s=settings.grace)
+    loop = QueueLoop(
+        *(lease, engine, intake, inbox, ready, stop, patience),
+        grace_s=settings.grace,
+        step_stall_s=settings.step_stall,
+    )
     try:
+        health.serves(loop.refuses)
         loop.run()
     except EngineLost:
         _leave(lease)

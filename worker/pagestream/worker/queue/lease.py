@@ -102,6 +102,8 @@ class Lease:
         self._redis: Any = redis
         self._keys = keys
         self._key = keys.step(worker)
+        self.reap_ms = heartbeat_ttl_ms // 6
+        """How often to call `reap`."""
         self._ttl_ms = heartbeat_ttl_ms
         self._heartbeat_ms = heartbeat_ms
         self._crash_cap = crash_cap

@@ -15,7 +15,6 @@ from collections.abc import Iterable
 import msgspec
 
 from pagestream.producer.errors import PagestreamError
-from pagestream.producer.keys import REAP_MS
 from pagestream.producer.protocol import FinishReason
 
 from ..messages import Abort, Fatal, Output, Ready, Step
@@ -32,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
 RESTART_WINDOW_S = 600.0
-STALL_S = 30.0
-"""An engine that has requests and says nothing for so long is wedged."""
 
 
 class StopFlag:
@@ -72,8 +69,21 @@ class QueueLoop:
         patience: Patience,
         *,
         grace_s: float,
+        step_stall_s: float,
     ) -> None:
-        """The engine process is up and has said `ready`; the worker is registered."""
+        """The engine process is up and has said `ready`; the worker is registered.
+
+        Args:
+            lease: where jobs come from, and what holds them.
+            engine: what runs them.
+            intake: what prepares them.
+            inbox: where the engine's and the intake's answers arrive.
+            ready: what the engine said.
+            stop: set by whoever wants the worker to end.
+            patience: how calls to Redis are made.
+            grace_s: what running jobs get to finish in a drain.
+            step_stall_s: an engine that has requests and says nothing for so long is wedged.
+        """
         self._lease = lease
         self._engine = engine
         self._intake = intake
@@ -82,6 +92,7 @@ class QueueLoop:
         self._stop = stop
         self._patience = patience
         self._grace_s = grace_s
+        self._step_stall_s = step_stall_s
         self._jobs: dict[str, Job] = {}
         self._dirty: dict[str, Job] = {}
         self._engine_is_up = True
@@ -113,6 +124,12 @@ class QueueLoop:
             raise EngineLost(
                 f"the engine died {len(self._deaths_s)} times in {RESTART_WINDOW_S:.0f} s"
             )
+
+    def refuses(self) -> str:
+        """Return why no job is taken now, or nothing; from any thread."""
+        if self._stop.drain:
+            return "it is draining"
+        return "" if self._engine_is_up else "the engine is being started again"
 
     def _is_done(self) -> bool:
         return not self._jobs and (self._stop.drain or self._engine_is_lost)
@@ -198,8 +215,9 @@ class QueueLoop:
         grace_is_over = self._drain_until_s is not None and now_s >= self._drain_until_s
         if self._stop.now or grace_is_over or self._engine_is_lost:
             self._hand_back(self._jobs.values())
-        if now_s - self._heard_s > STALL_S and any(job.is_sent for job in self._jobs.values()):
-            logger.error("the engine has said nothing for %.0f s: killing it", STALL_S)
+        is_wedged = now_s - self._heard_s > self._step_stall_s
+        if is_wedged and any(job.is_sent for job in self._jobs.values()):
+            logger.error("the engine has said nothing for %.0f s: killing it", self._step_stall_s)
             self._heard_s = now_s
             self._engine.kill()
 
@@ -244,7 +262,7 @@ class QueueLoop:
     def _reap_if_due(self) -> None:
         now_s = time.monotonic()
         if now_s >= self._next_reap_s:
-            self._next_reap_s = now_s + REAP_MS / 1000
+            self._next_reap_s = now_s + self._lease.reap_ms / 1000
             reaped = self._patience.call(self._lease.reap, self._jobs)
             # Jobs of dead workers wait now, or jobs of ours that the next step hands back.
             self._rung = self._rung or bool(reaped.put_back or reaped.lost)
