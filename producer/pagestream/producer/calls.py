@@ -10,7 +10,13 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -24,6 +30,8 @@ T = TypeVar("T")
 
 def may_pass(error: Exception) -> bool:
     """Return whether an error may pass by itself: an outage, not a refusal."""
+    if isinstance(error, ReadOnlyError):
+        return True
     if isinstance(error, ResponseError):
         return str(error).startswith(_PASSING)
     if isinstance(

@@ -37,8 +37,8 @@ TIMEOUT_MS = 3_000
 RedisUrl = Annotated[
     str | None,
     typer.Option(
-        help="redis://, rediss:// or unix:// URL. [default: the server of `pagestream up`, else "
-        "redis://localhost:6379/0]",
+        help="redis://, rediss://, unix:// or redis+sentinel:// URL. "
+        "[default: the server of `pagestream up`, else redis://localhost:6379/0]",
         envvar="PAGESTREAM_REDIS_URL",
     ),
 ]

@@ -24,7 +24,9 @@ ServedName = Annotated[
     str | None,
     typer.Option(help="The name clients ask for, and the queue's. [default: the model's]"),
 ]
-RedisUrl = Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:// URL.")]
+RedisUrl = Annotated[
+    str | None, typer.Option(help="redis://, rediss://, unix:// or redis+sentinel:// URL.")
+]
 Name = Annotated[
     str | None,
     typer.Option(
