@@ -224,6 +224,7 @@ def test_no_redis(spawn: Callable[..., Process]) -> None:
         ({}, {"model": "/nowhere/model"}, 78, "/nowhere/model"),
         ({}, {"redis_url": "http://x"}, 78, "http://"),
         ({}, {"served_model_name": "a b"}, 78, "--served-model-name"),
+        ({}, {"durability": "strict"}, 78, "appendfsync everysec"),
     ],
 )
 def test_a_worker_that_cannot_start_says_why(

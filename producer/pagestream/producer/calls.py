@@ -20,7 +20,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .errors import InvalidRequest, PagestreamError, QueueUnavailable
+from .errors import InvalidRequest, PagestreamError, QueueUnavailable, RedisFull
 
 _PASSING = ("UNBLOCKED", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 """Errors of a server that is starting or changing its role: wait and ask again."""
@@ -91,6 +91,8 @@ class Calls:
         text = str(error)
         if text.startswith("INVALID "):
             return InvalidRequest(text.removeprefix("INVALID "))
+        if "used memory" in text or text.startswith("OOM"):
+            return RedisFull(f"Redis at {self._address} is at its maxmemory; try again later")
         return QueueUnavailable(f"Redis at {self._address} refuses: {text}")
 
     def _no_answer(self, last: Exception | None, job_id: str | None) -> str:

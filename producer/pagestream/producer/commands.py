@@ -20,9 +20,11 @@ from .embedded import default_url
 from .errors import (
     InvalidRequest,
     JobLost,
+    NotDurable,
     PagestreamError,
     QueueFull,
     QueueUnavailable,
+    RedisFull,
     UnknownModel,
 )
 from .keys import Keys
@@ -261,7 +263,9 @@ def errors_as_sentences() -> Generator[None, None, None]:
 def exit_code(error: PagestreamError) -> int:
     """Return the exit code that stands for an error."""
     codes: Mapping[type[PagestreamError], int] = {
+        RedisFull: LATER,
         QueueUnavailable: UNAVAILABLE,
+        NotDurable: UNAVAILABLE,
         UnknownModel: UNAVAILABLE,
         QueueFull: LATER,
         JobLost: LATER,

@@ -50,6 +50,10 @@ StepStall = Annotated[
 MaxCrashes = Annotated[
     int | None, typer.Option(help="Deaths of its worker or engine that make a job a dead letter.")
 ]
+Durability = Annotated[
+    str | None,
+    typer.Option(help="server, or strict: refuse a Redis that does not sync before it answers."),
+]
 HealthPort = Annotated[
     int | None, typer.Option(help="Answer /livez and /readyz here. [default: do not]")
 ]
@@ -102,6 +106,7 @@ def worker(
     heartbeat_ttl: HeartbeatTtl = None,
     step_stall: StepStall = None,
     max_crashes: MaxCrashes = None,
+    durability: Durability = None,
     health_port: HealthPort = None,
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = None,

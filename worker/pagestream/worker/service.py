@@ -15,11 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
-from redis.exceptions import RedisError
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
 
 from pagestream.producer.connection import connect
+from pagestream.producer.durability import check_fsync_always
 from pagestream.producer.errors import PagestreamError, WorkerNameTaken, WorkerReplaced
 from pagestream.producer.keys import Keys
 from pagestream.producer.protocol import ModelInfo
@@ -143,6 +146,8 @@ def _serve(
         raise _Exit(
             REDIS_UNAVAILABLE, f"no Redis at {_without_password(settings.redis_url)}: {error}"
         ) from error
+    if settings.durability == "strict":
+        check_fsync_always(_append_settings(redis))
     directory = resolve(settings.model, settings.revision, weights=False)
     engine.start()
     tokenizer = Tokenizer.load(directory)
@@ -184,6 +189,14 @@ def _serve(
     # Not after a bug: the jobs it may have met then count a crash when this worker is found dead.
     _leave(lease)
     logger.info("worker %s has stopped", worker)
+
+
+def _append_settings(redis: Redis) -> dict[str, str]:
+    try:
+        settings: Any = redis.config_get("append*")
+        return settings
+    except ResponseError as error:
+        raise _Exit(BAD_CONFIG, f"--durability strict has to read CONFIG: {error}") from error
 
 
 def _without_password(url: str) -> str:
