@@ -1,9 +1,11 @@
-"""The operator's commands: `info`, `show`, `delete`, `drain`, and `dead` with its own four.
+"""The operator's commands: `info`, `show`, `delete`, `drain`, `acl`, and `dead` with its own four.
 
 Tables for people, `--json` for programs; exit codes are those of `commands`.
 This module knows the terminal: what is done is `admin`'s.
 """
 
+import hashlib
+import secrets
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -14,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .acl import ROLES, rule
 from .admin import Admin, DeadLetter
 from .commands import RedisUrl, errors_as_sentences
 from .embedded import default_url
@@ -100,6 +103,35 @@ def drain(
         typer.echo(f"worker {worker} was told")
 
 
+def acl(
+    role: Annotated[str, typer.Argument(help="producer, reader, worker or admin.")],
+    queue: Annotated[str, typer.Option(help="The queue: a served model's name.")],
+    user: Annotated[str | None, typer.Option(help="The user's name. [default: the role]")] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="A producer or reader of this tenant's jobs alone.")
+    ] = None,
+    redis_6: Annotated[bool, typer.Option("--redis-6", help="For Redis 6.2.")] = False,
+) -> None:
+    """Print a Redis user with the rights of a role, as a line of an ACL file.
+
+    Its password is made here, and said once, on standard error.
+    """
+    with errors_as_sentences():
+        if role not in ROLES:
+            raise InvalidRequest(f"role {role!r} is not one of {', '.join(ROLES)}")
+        password = secrets.token_urlsafe(24)
+        line = rule(
+            role,
+            queue,
+            user=user or role,
+            password_sha256=hashlib.sha256(password.encode()).hexdigest(),
+            tenant=tenant,
+            redis_6=redis_6,
+        )
+        typer.echo(line)
+        typer.echo(f"password of {user or role}: {password}", err=True)
+
+
 @dead.command("list")
 def list_letters(redis_url: RedisUrl = None, queue: Queue = None, json: AsJson = False) -> None:
     """List the dead letters, oldest first."""
@@ -162,7 +194,7 @@ def purge_letters(
 
 def register(app: typer.Typer) -> None:
     """Add the operator's commands to the command line."""
-    for command in (info, show, delete, drain):
+    for command in (info, show, delete, drain, acl):
         app.command()(command)
     app.add_typer(dead, name="dead")
 

@@ -45,7 +45,7 @@ ROOMS = (
     Room("pagestream.producer.commands", ("generate", "chat"), ("typer", "rich"), "cli"),
     Room(
         "pagestream.producer.admin_commands",
-        ("info", "show", "delete", "drain", "dead"),
+        ("info", "show", "delete", "drain", "acl", "dead"),
         ("typer", "rich"),
         "cli",
     ),
