@@ -15,6 +15,7 @@ from stub_engine import StubOptions
 from tiny_tokenizer import BOS, EOS, save_byte_level
 from worker_harness import Client, Worker, expected_reply
 
+from pagestream.producer.admin import Admin
 from pagestream.producer.keys import Keys
 from pagestream.worker.messages import Sampling
 from pagestream.worker.queue.tokenizer import Tokenizer
@@ -228,16 +229,21 @@ def test_drain_lets_running_jobs_finish(
     assert client.state("later") == "queued"
 
 
-@pytest.mark.parametrize("way", ["second signal", "grace"])
+@pytest.mark.parametrize("way", ["second signal", "grace", "command"])
 def test_handed_back_jobs_go_on_elsewhere(
-    start: Callable[..., Worker], jobs: Jobs, client: Client, way: str
+    start: Callable[..., Worker], jobs: Jobs, client: Client, redis_url: str, way: str
 ) -> None:
-    first = start(SLOW, grace_s=0.05 if way == "grace" else 20.0)
+    flags = {"name": "first"}
+    first = start(SLOW, grace_s=0.05 if way == "grace" else 20.0, flags=flags)
     names = [f"j{index}" for index in range(20)]
     for name in names:
         jobs.ids_job(name, tokens=300, stop=("zq", "yy"))
     client.wait_tokens(names[0], 5)
-    first.ask_to_stop()
+    if way == "command":
+        with Admin(redis_url) as admin:
+            admin.drain(client.keys.queue, "first", at_once=True)
+    else:
+        first.ask_to_stop()
     if way == "second signal":
         first.ask_to_stop()
     assert first.wait() == 0

@@ -46,7 +46,7 @@ ROLES: dict[RoleName, _Role] = {
         commands=(*_TALKING, *_READING, "hgetall", "smembers", "waitaof"),
         writes=(
             *("job:<id>", "out:<id>", "jobs:*:<t>", "ready:*", "served", "bell"),
-            *("ctl:*", "running:*", "dead", "suspects"),
+            *("ctl:*", "running:*", "dead"),
         ),
         reads=("model", "hb:*", "pace"),
         queues="reads",
