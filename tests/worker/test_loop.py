@@ -307,6 +307,29 @@ def test_a_wedged_engine_is_killed(
     jobs.check()
 
 
+def test_an_engine_that_no_kill_ends_is_given_up(
+    start: Callable[..., Worker],
+    jobs: Jobs,
+    client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a process in the kernel: its signal waits. The worker must not hold its jobs for ever."""
+    monkeypatch.setattr("pagestream.worker.queue.loop.KILL_S", 0.5)
+    monkeypatch.setattr("pagestream.worker.process.EngineProcess.kill", lambda self: None)
+    stall = tmp_path / "stall"
+    worker = start(replace(SLOW, stall_file=stall), flags={"step_stall": 0.5})
+    jobs.ids_job("j", tokens=200)
+    client.wait_tokens("j", 5)
+    stall.touch()
+    assert worker.wait() == 70
+    assert client.state("j") == "queued"
+    assert b"never ended" in (client.redis.hget(client.keys.job("j"), "last_error") or b"")
+    stall.unlink()
+    start()
+    jobs.check()
+
+
 def _killed(client: Client, stall: Path) -> bool:
     if client.redis.hget(client.keys.job("j"), "crashes") == b"1":
         stall.unlink()

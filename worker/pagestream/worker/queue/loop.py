@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
 RESTART_WINDOW_S = 600.0
+KILL_S = 10.0
+"""A killed engine that has not ended by then never will."""
 
 
 class StopFlag:
@@ -97,6 +99,7 @@ class QueueLoop:
         self._dirty: dict[str, Job] = {}
         self._engine_is_up = True
         self._engine_is_lost = False
+        self._is_killed = False
         self._deaths_s: list[float] = []
         self._heard_s = time.monotonic()
         self._drain_until_s: float | None = None
@@ -108,7 +111,8 @@ class QueueLoop:
         """Serve until stopped; no job is held when this returns, or raises `EngineLost`.
 
         Raises:
-            EngineLost: the engine died more than `MAX_RESTARTS` times in `RESTART_WINDOW_S`.
+            EngineLost: the engine died more than `MAX_RESTARTS` times in `RESTART_WINDOW_S`, or
+                hangs and cannot be killed.
             RedisGone: Redis was away for longer than the worker waits.
             WorkerReplaced: another process took this worker's name while this one was away.
         """
@@ -122,7 +126,9 @@ class QueueLoop:
             self._reap_if_due()
         if self._engine_is_lost:
             raise EngineLost(
-                f"the engine died {len(self._deaths_s)} times in {RESTART_WINDOW_S:.0f} s"
+                "the engine hangs and cannot be killed"
+                if self._is_killed
+                else f"the engine died {len(self._deaths_s)} times in {RESTART_WINDOW_S:.0f} s"
             )
 
     def refuses(self) -> str:
@@ -215,11 +221,23 @@ class QueueLoop:
         grace_is_over = self._drain_until_s is not None and now_s >= self._drain_until_s
         if self._stop.now or grace_is_over or self._engine_is_lost:
             self._hand_back(self._jobs.values())
-        is_wedged = now_s - self._heard_s > self._step_stall_s
-        if is_wedged and any(job.is_sent for job in self._jobs.values()):
-            logger.error("the engine has said nothing for %.0f s: killing it", self._step_stall_s)
-            self._heard_s = now_s
+        self._check_engine(now_s)
+
+    def _check_engine(self, now_s: float) -> None:
+        """Kill an engine that is wedged; give up one that a kill does not end."""
+        silent_s = now_s - self._heard_s
+        ran = [job for job in self._jobs.values() if job.is_sent]
+        if not ran or not self._engine_is_up or silent_s <= self._step_stall_s:
+            return
+        if not self._is_killed:
+            logger.error("the engine has said nothing for %.0f s: killing it", silent_s)
+            self._is_killed = True
             self._engine.kill()
+        elif silent_s > self._step_stall_s + KILL_S:
+            # A device driver that does not return: only a new process, or host, will help.
+            logger.error("the engine process does not end: giving it up")
+            self._engine_is_up, self._engine_is_lost = False, True
+            self._count_crash(ran, "a step of the engine never ended, and it could not be killed")
 
     def _is_step_due(self) -> bool:
         return bool(self._dirty or self._rung) or self._lease.beat_due_ms() == 0
@@ -352,7 +370,7 @@ class QueueLoop:
 
     def _engine_died(self, died: Died) -> None:
         """What it said before was taken; start another, unless that has been done too often."""
-        self._engine_is_up = False
+        self._engine_is_up = self._is_killed = False
         now_s = time.monotonic()
         self._deaths_s = [at for at in self._deaths_s if now_s - at < RESTART_WINDOW_S] + [now_s]
         ran = [job for job in self._jobs.values() if job.is_sent]
