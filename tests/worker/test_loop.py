@@ -315,7 +315,7 @@ def test_an_engine_that_no_kill_ends_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As a process in the kernel: its signal waits. The worker must not hold its jobs for ever."""
-    monkeypatch.setattr("pagestream.worker.queue.loop.KILL_S", 0.5)
+    monkeypatch.setattr("pagestream.worker.queue.supervisor.KILL_S", 0.5)
     monkeypatch.setattr("pagestream.worker.process.EngineProcess.kill", lambda self: None)
     stall = tmp_path / "stall"
     worker = start(replace(SLOW, stall_file=stall), flags={"step_stall": 0.5})
@@ -324,7 +324,7 @@ def test_an_engine_that_no_kill_ends_is_given_up(
     stall.touch()
     assert worker.wait() == 70
     assert client.state("j") == "queued"
-    assert b"never ended" in (client.redis.hget(client.keys.job("j"), "last_error") or b"")
+    assert b"cannot be killed" in (client.redis.hget(client.keys.job("j"), "last_error") or b"")
     stall.unlink()
     start()
     jobs.check()

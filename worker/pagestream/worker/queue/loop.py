@@ -26,13 +26,9 @@ from .inbox import Inbox
 from .intake import Intaken, IntakeThread
 from .lease import Lease
 from .reply import REQUEST_SEPARATOR, Job
+from .supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
-
-MAX_RESTARTS = 3
-RESTART_WINDOW_S = 600.0
-KILL_S = 10.0
-"""A killed engine that has not ended by then never will."""
 
 
 class StopFlag:
@@ -50,7 +46,7 @@ class StopFlag:
 
 
 class EngineLost(Exception):
-    """The engine died too often; every job has been handed back."""
+    """The engine was given up; every job has been handed back."""
 
 
 class QueueLoop:
@@ -87,21 +83,15 @@ class QueueLoop:
             step_stall_s: an engine that has requests and says nothing for so long is wedged.
         """
         self._lease = lease
-        self._engine = engine
+        self._engine = Supervisor(engine, step_stall_s)
         self._intake = intake
         self._inbox = inbox
         self._credit = Credit(ready)
         self._stop = stop
         self._patience = patience
         self._grace_s = grace_s
-        self._step_stall_s = step_stall_s
         self._jobs: dict[str, Job] = {}
         self._dirty: dict[str, Job] = {}
-        self._engine_is_up = True
-        self._engine_is_lost = False
-        self._is_killed = False
-        self._deaths_s: list[float] = []
-        self._heard_s = time.monotonic()
         self._drain_until_s: float | None = None
         self._bell_id = "0-0"
         self._rung = True
@@ -111,8 +101,7 @@ class QueueLoop:
         """Serve until stopped; no job is held when this returns, or raises `EngineLost`.
 
         Raises:
-            EngineLost: the engine died more than `MAX_RESTARTS` times in `RESTART_WINDOW_S`, or
-                hangs and cannot be killed.
+            EngineLost: the engine died too often, or hangs and cannot be killed.
             RedisGone: Redis was away for longer than the worker waits.
             WorkerReplaced: another process took this worker's name while this one was away.
         """
@@ -124,21 +113,17 @@ class QueueLoop:
                 call = self._next_call()
                 self._act_on(call, self._patience.call(self._lease.step, call))
             self._reap_if_due()
-        if self._engine_is_lost:
-            raise EngineLost(
-                "the engine hangs and cannot be killed"
-                if self._is_killed
-                else f"the engine died {len(self._deaths_s)} times in {RESTART_WINDOW_S:.0f} s"
-            )
+        if self._engine.lost:
+            raise EngineLost(self._engine.lost)
 
     def refuses(self) -> str:
         """Return why no job is taken now, or nothing; from any thread."""
         if self._stop.drain:
             return "it is draining"
-        return "" if self._engine_is_up else "the engine is being started again"
+        return "" if self._engine.is_up else "the engine is being started again"
 
     def _is_done(self) -> bool:
-        return not self._jobs and (self._stop.drain or self._engine_is_lost)
+        return not self._jobs and (self._stop.drain or bool(self._engine.lost))
 
     # ---- waiting, and what arrives
 
@@ -146,7 +131,7 @@ class QueueLoop:
         """Wait for the engine while something runs, else for the bell; never past the next duty."""
         reap_s = self._next_reap_s - time.monotonic()
         due_s = 0.0 if self._rung else min(self._lease.beat_due_ms() / 1000, reap_s)
-        if due_s <= 0 or self._jobs or not self._engine_is_up:
+        if due_s <= 0 or self._jobs or not self._engine.is_up:
             return self._inbox.take(due_s)
         self._rung = self._patience.call(self._lease.wait, self._bell_id, int(due_s * 1000) + 1)
         return self._inbox.take(0.0)
@@ -154,7 +139,7 @@ class QueueLoop:
     def _take_event(self, event: object) -> None:
         match event:
             case Step():
-                self._heard_s = time.monotonic()
+                self._engine.heard()
                 self._credit.load = event.load
                 for output in event.outputs:
                     self._take_output(output)
@@ -175,7 +160,7 @@ class QueueLoop:
         # Tokens of a job that has ended here, or of an earlier claim of it, are nobody's.
         if job is None or job.reason is not None or job.is_returning or str(job.epoch) != epoch:
             return
-        job.take(output, self._heard_s)
+        job.take(output, self._engine.heard_s)
         self._dirty[job_id] = job
         if job.reason is not None:
             if output.finish is None:  # a stop string, which the engine cannot see
@@ -197,12 +182,12 @@ class QueueLoop:
             self._dirty[job.id] = job
         elif job.request is None or not self._credit.fits(job, self._jobs.values()):
             self._hand_back([job])
-        elif self._engine_is_up:
+        elif self._engine.is_up:
             self._run(job)
 
     def _run(self, job: Job) -> None:
         if not any(other.is_sent for other in self._jobs.values()):
-            self._heard_s = time.monotonic()  # it had nothing to say
+            self._engine.heard()  # it had nothing to say
         job.is_sent = True
         self._engine.send(job.add())
 
@@ -219,25 +204,13 @@ class QueueLoop:
             logger.info("draining: %d jobs have %.0f s to finish", len(self._jobs), self._grace_s)
             self._drain_until_s = now_s + self._grace_s
         grace_is_over = self._drain_until_s is not None and now_s >= self._drain_until_s
-        if self._stop.now or grace_is_over or self._engine_is_lost:
+        if self._stop.now or grace_is_over or self._engine.lost:
             self._hand_back(self._jobs.values())
-        self._check_engine(now_s)
-
-    def _check_engine(self, now_s: float) -> None:
-        """Kill an engine that is wedged; give up one that a kill does not end."""
-        silent_s = now_s - self._heard_s
         ran = [job for job in self._jobs.values() if job.is_sent]
-        if not ran or not self._engine_is_up or silent_s <= self._step_stall_s:
-            return
-        if not self._is_killed:
-            logger.error("the engine has said nothing for %.0f s: killing it", silent_s)
-            self._is_killed = True
-            self._engine.kill()
-        elif silent_s > self._step_stall_s + KILL_S:
-            # A device driver that does not return: only a new process, or host, will help.
-            logger.error("the engine process does not end: giving it up")
-            self._engine_is_up, self._engine_is_lost = False, True
-            self._count_crash(ran, "a step of the engine never ended, and it could not be killed")
+        if ran:
+            self._engine.check()
+            if self._engine.lost:
+                self._count_crash(ran, self._engine.lost)
 
     def _is_step_due(self) -> bool:
         return bool(self._dirty or self._rung) or self._lease.beat_due_ms() == 0
@@ -252,7 +225,7 @@ class QueueLoop:
         slots = tokens = 0
         staying = [job for job in self._jobs.values() if job.id not in leaving]
         is_alone = any(job.is_suspect for job in staying)
-        if self._engine_is_up and not self._stop.drain and not is_alone:
+        if self._engine.is_up and not self._stop.drain and not is_alone:
             slots, tokens = self._credit.of(staying)
         return StepCall(
             rows=rows,
@@ -361,7 +334,7 @@ class QueueLoop:
 
     def _forget_in_engine(self, jobs: list[Job]) -> None:
         sent = [job.request_id for job in jobs if job.is_sent]
-        if sent and self._engine_is_up:
+        if sent:
             self._engine.send(Abort(sent))
         for job in jobs:
             job.is_sent = False
@@ -369,24 +342,12 @@ class QueueLoop:
     # ---- the engine's life
 
     def _engine_died(self, died: Died) -> None:
-        """What it said before was taken; start another, unless that has been done too often."""
-        self._engine_is_up = self._is_killed = False
-        now_s = time.monotonic()
-        self._deaths_s = [at for at in self._deaths_s if now_s - at < RESTART_WINDOW_S] + [now_s]
+        """What it said before was taken."""
         ran = [job for job in self._jobs.values() if job.is_sent]
-        logger.error(
-            "the engine process ended (status %d) with %d jobs; %d times in %.0f s",
-            *(died.exit_code, len(ran), len(self._deaths_s), RESTART_WINDOW_S),
-        )
+        logger.error("an engine process with %d jobs is gone", len(ran))
         for job in self._jobs.values():
             job.is_sent = job.is_answered = False
-        self._engine.stop()
-        if len(self._deaths_s) > MAX_RESTARTS:
-            self._engine_is_lost = True
-        else:
-            self._engine.start()
-        last_words = died.message or f"the engine process ended with status {died.exit_code}"
-        self._count_crash(ran, last_words)
+        self._count_crash(ran, self._engine.died(died))
 
     def _count_crash(self, ran: list[Job], last_words: str) -> None:
         """Say who was there; suspects go back to the queue, to be run alone."""
@@ -397,13 +358,13 @@ class QueueLoop:
                 logger.warning("job %s is %s after a crash", crash.job_id, crash.outcome)
                 self._drop(crash.job_id)
             if crash.outcome == "dead":  # it was the job, not the engine
-                self._deaths_s.clear()
+                self._engine.excuse()
         if len(self._jobs) > 1:
             self._hand_back([job for job in self._jobs.values() if job.is_suspect])
 
     def _engine_came_up(self) -> None:
         """Give a new engine everything that is to run, from the token logs."""
-        self._engine_is_up = True
+        self._engine.came_up()
         self._credit.load = None
         self._rung = True
         for job in self._jobs.values():
