@@ -37,6 +37,8 @@ class StubOptions:
     """The engine fails while it is built, with a bug's traceback."""
     poison_token: int | None = None
     """A prompt that begins with it is refused by `add` with an exception."""
+    deadly_token: int | None = None
+    """A prompt that begins with it kills the engine in the step that gives its third token."""
     run_ahead_tokens: int = 1
     """Tokens of a request in one step."""
 
@@ -111,6 +113,8 @@ class StubEngine:
         outputs: list[Output] = []
         for request_id, request in list(self.requests.items())[: self.options.max_running]:
             sampling, ids, finish = request.add.sampling, [], None
+            if request.add.prompt_ids[0] == self.options.deadly_token and len(request.ids) == 2:
+                raise RuntimeError("device-side assert triggered")
             while len(ids) < self.options.run_ahead_tokens and finish is None:
                 position = len(request.ids)
                 token_id = next_token(request.add.prompt_ids, position, self.options.vocab_size)

@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pagestream.worker.config": SHARED,
     "pagestream.worker.errors": SHARED,
     "pagestream.worker.messages": (),
+    "pagestream.worker.health": SHARED,
     "pagestream.worker.process": SHARED,
     "pagestream.worker.queue": (
         *SHARED,

@@ -158,33 +158,6 @@ def test_reaping_rings_the_bell(wire):
     assert alive.lease.wait(bell_id, 1)
 
 
-def test_the_crash_cap_makes_a_dead_letter(wire, keys, redis_client):
-    wire.submit("poison", b"payload", retention_ms=60_000)
-    wire.submit("fine")
-    alive = Worker(wire)
-    for crash in range(3):
-        dead = Worker(wire)
-        claims = {claim.job_id: claim for claim in dead.claim(2)}
-        assert claims["poison"].crashes == crash
-        dead.step(rows=[row(claims["poison"], crash, 7)])
-        if crash == 0:
-            dead.step(returns=[("fine", claims["fine"].epoch)])
-            alive.claim_one()
-        dead.die()
-        reaped = alive.lease.reap({"fine"})
-        assert (reaped.put_back, reaped.dead) == ((1, 0) if crash < 2 else (0, 1))
-    assert wire.state("poison") == "dead"
-    assert wire.state("fine") == "running"
-    last = wire.reply("poison")[-1]
-    assert (last.id, last.reason, last.error) == ("4-4", "error", "crashed")
-    assert "3 times" in last.message
-    (letter,) = wire.dead_letters()
-    assert (letter[b"id"], letter[b"payload"], letter[b"crashes"]) == (b"poison", b"payload", b"3")
-    assert letter[b"worker"] == dead.name.encode()
-    assert 0 < redis_client.pttl(keys.job("poison")) <= 60_000
-    assert alive.claim(10) == []
-
-
 def test_a_job_of_ours_that_we_do_not_run_goes_back_uncounted(wire):
     wire.submit("held")
     wire.submit("lost")
@@ -271,9 +244,9 @@ def test_an_engine_crash_at_the_cap_ends_the_job(wire):
     worker = Worker(wire, crash_cap=2)
     worker.claim(2)
     worker.step(returns=[("fenced", 1)])
-    worker.lease.crashed([("poison", 1, 0)])
-    outcome = worker.lease.crashed([("poison", 1, 1), ("fenced", 1, 0), ("unknown", 1, 0)])
-    assert outcome == [("poison", 2, "dead"), ("fenced", 0, "fenced"), ("unknown", 0, "fenced")]
+    outcome = worker.lease.crashed([("poison", 1, 0), ("fenced", 1, 0), ("unknown", 1, 0)])
+    assert outcome == [("poison", 1, "kept"), ("fenced", 0, "fenced"), ("unknown", 0, "fenced")]
+    assert worker.lease.crashed([("poison", 1, 1)]) == [("poison", 2, "dead")]
     assert worker.lease.crashed([("poison", 1, 1)]) == [("poison", 2, "dead")]
     assert wire.state("poison") == "dead"
     assert len(wire.dead_letters()) == 1

@@ -15,9 +15,9 @@ from stub_engine import StubOptions
 from tiny_tokenizer import BOS, EOS, save_byte_level
 from worker_harness import Client, Worker, expected_reply
 
+from pagestream.producer.admin import Admin
 from pagestream.producer.keys import Keys
 from pagestream.worker.messages import Sampling
-from pagestream.worker.queue import loop as loop_module
 from pagestream.worker.queue.tokenizer import Tokenizer
 
 STUB = StubOptions()
@@ -229,16 +229,21 @@ def test_drain_lets_running_jobs_finish(
     assert client.state("later") == "queued"
 
 
-@pytest.mark.parametrize("way", ["second signal", "grace"])
+@pytest.mark.parametrize("way", ["second signal", "grace", "command"])
 def test_handed_back_jobs_go_on_elsewhere(
-    start: Callable[..., Worker], jobs: Jobs, client: Client, way: str
+    start: Callable[..., Worker], jobs: Jobs, client: Client, redis_url: str, way: str
 ) -> None:
-    first = start(SLOW, grace_s=0.05 if way == "grace" else 20.0)
+    flags = {"name": "first"}
+    first = start(SLOW, grace_s=0.05 if way == "grace" else 20.0, flags=flags)
     names = [f"j{index}" for index in range(20)]
     for name in names:
         jobs.ids_job(name, tokens=300, stop=("zq", "yy"))
     client.wait_tokens(names[0], 5)
-    first.ask_to_stop()
+    if way == "command":
+        with Admin(redis_url) as admin:
+            admin.drain(client.keys.queue, "first", at_once=True)
+    else:
+        first.ask_to_stop()
     if way == "second signal":
         first.ask_to_stop()
     assert first.wait() == 0
@@ -252,17 +257,24 @@ def test_handed_back_jobs_go_on_elsewhere(
     assert {client.result(name).end.epoch for name in names} == {2}
 
 
+@pytest.mark.parametrize(("deaths", "epoch"), [(1, 1), (2, 2)])
 def test_engine_crash_loses_and_repeats_nothing(
-    start: Callable[..., Worker], jobs: Jobs, client: Client, tmp_path: Path
+    start: Callable[..., Worker],
+    jobs: Jobs,
+    client: Client,
+    tmp_path: Path,
+    deaths: int,
+    epoch: int,
 ) -> None:
+    """The worker keeps its jobs over one death; after the second each runs alone, under a claim."""
     crashes = tmp_path / "crashes"
-    crashes.write_text("2")
+    crashes.write_text(str(deaths))
     worker = start(replace(SLOW, crash_file=crashes, crash_at_step=25))
     for index in range(40):
         jobs.ids_job(f"j{index}", tokens=60, stop=("zq",))
     jobs.check()
-    assert crashes.read_text() == "0"  # it died twice
-    assert {client.result(name).end.epoch for name in jobs.wanted} == {1}
+    assert crashes.read_text() == "0"  # it died so often
+    assert {client.result(name).end.epoch for name in jobs.wanted} == {epoch}
     assert worker.end() == 0
 
 
@@ -284,19 +296,37 @@ def test_an_engine_that_dies_again_and_again_ends_the_worker(
 
 
 def test_a_wedged_engine_is_killed(
+    start: Callable[..., Worker], jobs: Jobs, client: Client, tmp_path: Path
+) -> None:
+    stall = tmp_path / "stall"
+    start(replace(SLOW, stall_file=stall), flags={"step_stall": 0.5})
+    jobs.ids_job("j", tokens=200)
+    client.wait_tokens("j", 5)
+    stall.touch()
+    client.wait_for("j", lambda _: not stall.exists() or _killed(client, stall))
+    jobs.check()
+
+
+def test_an_engine_that_no_kill_ends_is_given_up(
     start: Callable[..., Worker],
     jobs: Jobs,
     client: Client,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loop_module, "STALL_S", 0.5)
+    """As a process in the kernel: its signal waits. The worker must not hold its jobs for ever."""
+    monkeypatch.setattr("pagestream.worker.queue.supervisor.KILL_S", 0.5)
+    monkeypatch.setattr("pagestream.worker.process.EngineProcess.kill", lambda self: None)
     stall = tmp_path / "stall"
-    start(replace(SLOW, stall_file=stall))
+    worker = start(replace(SLOW, stall_file=stall), flags={"step_stall": 0.5})
     jobs.ids_job("j", tokens=200)
     client.wait_tokens("j", 5)
     stall.touch()
-    client.wait_for("j", lambda _: not stall.exists() or _killed(client, stall))
+    assert worker.wait() == 70
+    assert client.state("j") == "queued"
+    assert b"cannot be killed" in (client.redis.hget(client.keys.job("j"), "last_error") or b"")
+    stall.unlink()
+    start()
     jobs.check()
 
 

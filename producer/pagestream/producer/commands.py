@@ -20,9 +20,11 @@ from .embedded import default_url
 from .errors import (
     InvalidRequest,
     JobLost,
+    NotDurable,
     PagestreamError,
     QueueFull,
     QueueUnavailable,
+    RedisFull,
     UnknownModel,
 )
 from .keys import Keys
@@ -37,8 +39,8 @@ TIMEOUT_MS = 3_000
 RedisUrl = Annotated[
     str | None,
     typer.Option(
-        help="redis://, rediss:// or unix:// URL. [default: the server of `pagestream up`, else "
-        "redis://localhost:6379/0]",
+        help="redis://, rediss://, unix:// or redis+sentinel:// URL. "
+        "[default: the server of `pagestream up`, else redis://localhost:6379/0]",
         envvar="PAGESTREAM_REDIS_URL",
     ),
 ]
@@ -99,7 +101,7 @@ def generate(
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     with (
-        _errors_as_sentences(),
+        errors_as_sentences(),
         _client(redis_url, model, queue) as client,
         _cancelled_by_interrupt(client.job(options.get("id", ""))),
     ):
@@ -139,7 +141,7 @@ def chat(
     )
     beginning = [{"role": "system", "content": system}] if system else []
     messages = list(beginning)
-    with _errors_as_sentences(), _client(redis_url, model, queue) as client:
+    with errors_as_sentences(), _client(redis_url, model, queue) as client:
         for line in _lines():
             if line == "/clear":
                 messages = list(beginning)
@@ -246,7 +248,7 @@ def _cancelled_by_interrupt(job: Job) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _errors_as_sentences() -> Generator[None, None, None]:
+def errors_as_sentences() -> Generator[None, None, None]:
     """Turn what a user can do something about into one line and an exit code."""
     try:
         yield
@@ -261,7 +263,9 @@ def _errors_as_sentences() -> Generator[None, None, None]:
 def exit_code(error: PagestreamError) -> int:
     """Return the exit code that stands for an error."""
     codes: Mapping[type[PagestreamError], int] = {
+        RedisFull: LATER,
         QueueUnavailable: UNAVAILABLE,
+        NotDurable: UNAVAILABLE,
         UnknownModel: UNAVAILABLE,
         QueueFull: LATER,
         JobLost: LATER,

@@ -4,7 +4,7 @@
 --               slots, tokens, tokens of one job at most, control_after]
 --   rows     [[id, epoch, entry id, choice, start, "12 99 3", text] …]
 --   ends     [[id, epoch, offset, choice, reason, text, usage, timings, error, message] …]
---   returns  [[id, epoch, tokens_max if known better] …]
+--   returns  [[id, epoch, tokens_max if known better, true if it is suspected no more] …]
 -- -> [applied|already|rollback, now_ms, row codes, end codes, claims, controls, bell id, waiting]
 --   codes    one letter each: k ok · f fenced · g gone (reply or record deleted) · d duplicate
 --   claims   [[id, epoch, crashes, lane, tenant, payload, queued_ms, deadline_ms, mirror] …]
@@ -150,6 +150,7 @@ local function apply()
         job.tokens_max = digits(item[3])
         call('HSET', prefix .. 'job:' .. job.id, 'tokens_max', job.tokens_max)
       end
+      if item[4] then clear(job) end
       put_back(job)
       leases[job.id] = nil
       back = back + 1

@@ -102,6 +102,8 @@ class Lease:
         self._redis: Any = redis
         self._keys = keys
         self._key = keys.step(worker)
+        self.reap_ms = heartbeat_ttl_ms // 6
+        """How often to call `reap`."""
         self._ttl_ms = heartbeat_ttl_ms
         self._heartbeat_ms = heartbeat_ms
         self._crash_cap = crash_cap
@@ -223,14 +225,15 @@ class Lease:
             put_back, dead, tuple(worker.decode() for worker in workers), tuple(self._lost)
         )
 
-    def crashed(self, running: Sequence[tuple[str, int, int]]) -> list[Crash]:
+    def crashed(self, running: Sequence[tuple[str, int, int]], error: str = "") -> list[Crash]:
         """The engine died while this worker lives: count a crash for each job it ran.
 
         Args:
             running: (job id, epoch, crashes known so far). A call repeated with the same numbers
                 counts once.
+            error: what the engine said last, for the dead letter.
         """
-        outcome = self._call("crash", _pack((self.worker, self._crash_cap, running)))
+        outcome = self._call("crash", _pack((self.worker, self._crash_cap, running, error)))
         return [Crash(job_id.decode(), crashes, what.decode()) for job_id, crashes, what in outcome]
 
     def replay(self, job_id: str) -> list[Entry]:

@@ -15,7 +15,6 @@ from collections.abc import Iterable
 import msgspec
 
 from pagestream.producer.errors import PagestreamError
-from pagestream.producer.keys import REAP_MS
 from pagestream.producer.protocol import FinishReason
 
 from ..messages import Abort, Fatal, Output, Ready, Step
@@ -27,13 +26,9 @@ from .inbox import Inbox
 from .intake import Intaken, IntakeThread
 from .lease import Lease
 from .reply import REQUEST_SEPARATOR, Job
+from .supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
-
-MAX_RESTARTS = 3
-RESTART_WINDOW_S = 600.0
-STALL_S = 30.0
-"""An engine that has requests and says nothing for so long is wedged."""
 
 
 class StopFlag:
@@ -51,7 +46,7 @@ class StopFlag:
 
 
 class EngineLost(Exception):
-    """The engine died too often; every job has been handed back."""
+    """The engine was given up; every job has been handed back."""
 
 
 class QueueLoop:
@@ -72,10 +67,23 @@ class QueueLoop:
         patience: Patience,
         *,
         grace_s: float,
+        step_stall_s: float,
     ) -> None:
-        """The engine process is up and has said `ready`; the worker is registered."""
+        """The engine process is up and has said `ready`; the worker is registered.
+
+        Args:
+            lease: where jobs come from, and what holds them.
+            engine: what runs them.
+            intake: what prepares them.
+            inbox: where the engine's and the intake's answers arrive.
+            ready: what the engine said.
+            stop: set by whoever wants the worker to end.
+            patience: how calls to Redis are made.
+            grace_s: what running jobs get to finish in a drain.
+            step_stall_s: an engine that has requests and says nothing for so long is wedged.
+        """
         self._lease = lease
-        self._engine = engine
+        self._engine = Supervisor(engine, step_stall_s)
         self._intake = intake
         self._inbox = inbox
         self._credit = Credit(ready)
@@ -84,10 +92,6 @@ class QueueLoop:
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
         self._dirty: dict[str, Job] = {}
-        self._engine_is_up = True
-        self._engine_is_lost = False
-        self._deaths_s: list[float] = []
-        self._heard_s = time.monotonic()
         self._drain_until_s: float | None = None
         self._bell_id = "0-0"
         self._rung = True
@@ -97,7 +101,7 @@ class QueueLoop:
         """Serve until stopped; no job is held when this returns, or raises `EngineLost`.
 
         Raises:
-            EngineLost: the engine died more than `MAX_RESTARTS` times in `RESTART_WINDOW_S`.
+            EngineLost: the engine died too often, or hangs and cannot be killed.
             RedisGone: Redis was away for longer than the worker waits.
             WorkerReplaced: another process took this worker's name while this one was away.
         """
@@ -109,13 +113,17 @@ class QueueLoop:
                 call = self._next_call()
                 self._act_on(call, self._patience.call(self._lease.step, call))
             self._reap_if_due()
-        if self._engine_is_lost:
-            raise EngineLost(
-                f"the engine died {len(self._deaths_s)} times in {RESTART_WINDOW_S:.0f} s"
-            )
+        if self._engine.lost:
+            raise EngineLost(self._engine.lost)
+
+    def refuses(self) -> str:
+        """Return why no job is taken now, or nothing; from any thread."""
+        if self._stop.drain:
+            return "it is draining"
+        return "" if self._engine.is_up else "the engine is being started again"
 
     def _is_done(self) -> bool:
-        return not self._jobs and (self._stop.drain or self._engine_is_lost)
+        return not self._jobs and (self._stop.drain or bool(self._engine.lost))
 
     # ---- waiting, and what arrives
 
@@ -123,7 +131,7 @@ class QueueLoop:
         """Wait for the engine while something runs, else for the bell; never past the next duty."""
         reap_s = self._next_reap_s - time.monotonic()
         due_s = 0.0 if self._rung else min(self._lease.beat_due_ms() / 1000, reap_s)
-        if due_s <= 0 or self._jobs or not self._engine_is_up:
+        if due_s <= 0 or self._jobs or not self._engine.is_up:
             return self._inbox.take(due_s)
         self._rung = self._patience.call(self._lease.wait, self._bell_id, int(due_s * 1000) + 1)
         return self._inbox.take(0.0)
@@ -131,7 +139,7 @@ class QueueLoop:
     def _take_event(self, event: object) -> None:
         match event:
             case Step():
-                self._heard_s = time.monotonic()
+                self._engine.heard()
                 self._credit.load = event.load
                 for output in event.outputs:
                     self._take_output(output)
@@ -152,12 +160,14 @@ class QueueLoop:
         # Tokens of a job that has ended here, or of an earlier claim of it, are nobody's.
         if job is None or job.reason is not None or job.is_returning or str(job.epoch) != epoch:
             return
-        job.take(output, self._heard_s)
+        job.take(output, self._engine.heard_s)
         self._dirty[job_id] = job
         if job.reason is not None:
             if output.finish is None:  # a stop string, which the engine cannot see
                 self._forget_in_engine([job])
             job.is_sent = False
+        elif job.is_cleared:
+            self._hand_back([job])
 
     def _take_intaken(self, intaken: Intaken) -> None:
         job = self._jobs.get(intaken.job_id)
@@ -172,12 +182,12 @@ class QueueLoop:
             self._dirty[job.id] = job
         elif job.request is None or not self._credit.fits(job, self._jobs.values()):
             self._hand_back([job])
-        elif self._engine_is_up:
+        elif self._engine.is_up:
             self._run(job)
 
     def _run(self, job: Job) -> None:
         if not any(other.is_sent for other in self._jobs.values()):
-            self._heard_s = time.monotonic()  # it had nothing to say
+            self._engine.heard()  # it had nothing to say
         job.is_sent = True
         self._engine.send(job.add())
 
@@ -194,12 +204,13 @@ class QueueLoop:
             logger.info("draining: %d jobs have %.0f s to finish", len(self._jobs), self._grace_s)
             self._drain_until_s = now_s + self._grace_s
         grace_is_over = self._drain_until_s is not None and now_s >= self._drain_until_s
-        if self._stop.now or grace_is_over or self._engine_is_lost:
+        if self._stop.now or grace_is_over or self._engine.lost:
             self._hand_back(self._jobs.values())
-        if now_s - self._heard_s > STALL_S and any(job.is_sent for job in self._jobs.values()):
-            logger.error("the engine has said nothing for %.0f s: killing it", STALL_S)
-            self._heard_s = now_s
-            self._engine.kill()
+        ran = [job for job in self._jobs.values() if job.is_sent]
+        if ran:
+            self._engine.check()
+            if self._engine.lost:
+                self._count_crash(ran, self._engine.lost)
 
     def _is_step_due(self) -> bool:
         return bool(self._dirty or self._rung) or self._lease.beat_due_ms() == 0
@@ -212,14 +223,20 @@ class QueueLoop:
         rows = [row for job in dirty.values() if (row := job.row()) is not None]
         leaving = {job.id: job for job in dirty.values() if job.reason or job.is_returning}
         slots = tokens = 0
-        if self._engine_is_up and not self._stop.drain:
-            staying = [job for job in self._jobs.values() if job.id not in leaving]
+        staying = [job for job in self._jobs.values() if job.id not in leaving]
+        is_alone = any(job.is_suspect for job in staying)
+        if self._engine.is_up and not self._stop.drain and not is_alone:
             slots, tokens = self._credit.of(staying)
         return StepCall(
             rows=rows,
             ends=[job.end(now_s) for job in leaving.values() if not job.is_returning],
             returns=[
-                Return(job.id, job.epoch, job.context_tokens if job.request else None)
+                Return(
+                    job.id,
+                    job.epoch,
+                    job.context_tokens if job.request else None,
+                    job.is_cleared,
+                )
                 for job in leaving.values()
                 if job.is_returning
             ],
@@ -236,7 +253,7 @@ class QueueLoop:
     def _reap_if_due(self) -> None:
         now_s = time.monotonic()
         if now_s >= self._next_reap_s:
-            self._next_reap_s = now_s + REAP_MS / 1000
+            self._next_reap_s = now_s + self._lease.reap_ms / 1000
             reaped = self._patience.call(self._lease.reap, self._jobs)
             # Jobs of dead workers wait now, or jobs of ours that the next step hands back.
             self._rung = self._rung or bool(reaped.put_back or reaped.lost)
@@ -271,8 +288,9 @@ class QueueLoop:
         self._intake.submit(claim)
 
     def _take_control(self, control: Control) -> None:
-        if control.kind == "drain":
+        if control.kind in ("drain", "stop"):
             self._stop.drain = True
+            self._stop.now = self._stop.now or control.kind == "stop"
         elif (job := self._jobs.get(control.job_id)) is not None:
             self._end([job], "cancelled")
 
@@ -316,7 +334,7 @@ class QueueLoop:
 
     def _forget_in_engine(self, jobs: list[Job]) -> None:
         sent = [job.request_id for job in jobs if job.is_sent]
-        if sent and self._engine_is_up:
+        if sent:
             self._engine.send(Abort(sent))
         for job in jobs:
             job.is_sent = False
@@ -324,35 +342,29 @@ class QueueLoop:
     # ---- the engine's life
 
     def _engine_died(self, died: Died) -> None:
-        """What it said before was taken; start another, unless that has been done too often."""
-        self._engine_is_up = False
-        now_s = time.monotonic()
-        self._deaths_s = [at for at in self._deaths_s if now_s - at < RESTART_WINDOW_S] + [now_s]
+        """What it said before was taken."""
         ran = [job for job in self._jobs.values() if job.is_sent]
-        logger.error(
-            "the engine process ended (status %d) with %d jobs; %d times in %.0f s",
-            *(died.exit_code, len(ran), len(self._deaths_s), RESTART_WINDOW_S),
-        )
+        logger.error("an engine process with %d jobs is gone", len(ran))
         for job in self._jobs.values():
             job.is_sent = job.is_answered = False
-        self._engine.stop()
-        if len(self._deaths_s) > MAX_RESTARTS:
-            self._engine_is_lost = True
-        else:
-            self._engine.start()
-        self._count_crash(ran)
+        self._count_crash(ran, self._engine.died(died))
 
-    def _count_crash(self, ran: list[Job]) -> None:
+    def _count_crash(self, ran: list[Job], last_words: str) -> None:
+        """Say who was there; suspects go back to the queue, to be run alone."""
         running = [(job.id, job.epoch, job.crashes) for job in ran]
-        for crash in self._patience.call(self._lease.crashed, running):
-            self._jobs[crash.job_id].crashes = crash.crashes
+        for crash in self._patience.call(self._lease.crashed, running, last_words):
+            self._jobs[crash.job_id].crashed(crash.crashes)
             if crash.outcome != "kept":
                 logger.warning("job %s is %s after a crash", crash.job_id, crash.outcome)
                 self._drop(crash.job_id)
+            if crash.outcome == "dead":  # it was the job, not the engine
+                self._engine.excuse()
+        if len(self._jobs) > 1:
+            self._hand_back([job for job in self._jobs.values() if job.is_suspect])
 
     def _engine_came_up(self) -> None:
         """Give a new engine everything that is to run, from the token logs."""
-        self._engine_is_up = True
+        self._engine.came_up()
         self._credit.load = None
         self._rung = True
         for job in self._jobs.values():

@@ -6,6 +6,7 @@ Redis and no engine process; times are this process's monotonic seconds.
 """
 
 from pagestream.producer.errors import PagestreamError
+from pagestream.producer.keys import SUSPECT_CRASHES
 from pagestream.producer.protocol import FinishReason, Timings, Usage
 
 from ..messages import Add, Output
@@ -14,6 +15,10 @@ from .detokenizer import Detokenizer
 from .intake import Prepared
 
 REQUEST_SEPARATOR = "#"
+
+PROBATION_TOKENS = 64
+"""What a suspect has to give alone before it is cleared: the engine may have been so far ahead of
+what was heard of it (`process.OUTBOX_STEPS`) when it died."""
 
 
 class Job:
@@ -43,8 +48,11 @@ class Job:
         self.is_returning = False
         """The job goes back to the queue in the next write."""
         self.crashes = claim.crashes
+        """Deaths of a worker or an engine that the job was running at."""
         self.deadline_ms = claim.deadline_ms
         """In Redis's time."""
+        self._probation_ids = 0
+        """Ids it had when it became a suspect."""
         self._error = ""
         self._message = ""
         self._text = ""
@@ -63,10 +71,26 @@ class Job:
         """Tokens the engine has to compute, or find in its cache, before the next one."""
         return self.prompt_tokens + len(self.ids)
 
+    @property
+    def is_suspect(self) -> bool:
+        """It was running at several deaths, so it runs alone until it is cleared."""
+        return self.crashes >= SUSPECT_CRASHES
+
+    @property
+    def is_cleared(self) -> bool:
+        """A suspect that has outlived where it was when the others died."""
+        return self.is_suspect and len(self.ids) >= self._probation_ids + PROBATION_TOKENS
+
+    def crashed(self, crashes: int) -> None:
+        """The engine died while it ran the job, which now has so many crashes."""
+        self.crashes = crashes
+        self._probation_ids = len(self.ids)
+
     def resume(self, ids: list[int]) -> None:
         """Take the output tokens that earlier claims published."""
         self.ids = list(ids)
         self.published = len(ids)
+        self._probation_ids = len(ids)
 
     def prepare(self, request: Prepared) -> None:
         """Take the tokenized request; a resumed job may turn out to be complete."""
