@@ -407,6 +407,31 @@ def test_rollback_mid_stream(
     assert worker.end() == 0
 
 
+def test_a_flushed_queue_takes_its_jobs_again(
+    own_server: Callable[..., RedisServer],
+    start: Callable[..., Worker],
+    keys: Keys,
+    tokenizer: Tokenizer,
+) -> None:
+    """The second claim has the epoch of the first: the engine's last words on that are nobody's."""
+    server = own_server()
+    worker = start(replace(SLOW, run_ahead_tokens=3), server.url)
+    client = Client(server.url, keys)
+    for _ in range(12):
+        jobs = Jobs(client, tokenizer)
+        for number in range(8):
+            jobs.ids_job(f"job-{number}", 60)
+        for job_id in jobs.wanted:
+            client.wait_tokens(job_id, 6)
+        client.redis.flushall()
+    jobs = Jobs(client, tokenizer)
+    for number in range(8):
+        jobs.ids_job(f"job-{number}", 60)
+    jobs.check()
+    assert worker.thread.is_alive()
+    client.redis.close()
+
+
 def test_an_outage_ends_the_worker_in_the_end(
     own: tuple[RedisServer, Jobs], keys: Keys, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,7 @@ class WireMachine(RuleBasedStateMachine):
     @rule(which=index)
     def reap(self, which: int) -> None:
         runner = self.runner(which)
+        self.wire.watch()
         runner.lease.reap(runner.held)
 
     @precondition(lambda self: len(self.runners) < 5)
@@ -350,6 +351,7 @@ class WireMachine(RuleBasedStateMachine):
                 self.gone.discard(job_id)
         last = Runner(self.wire)
         for _ in range(5 + len(self.jobs)):
+            self.wire.watch()
             last.lease.reap(last.held)
             for job_id in self.redis.zrange(self.keys.suspects, 0, -1):
                 self.redis.zadd(self.keys.suspects, {job_id: 0})  # their back-off passes

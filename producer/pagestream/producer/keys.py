@@ -122,6 +122,11 @@ class Keys:
         return f"{self.prefix}isolation"
 
     @property
+    def watch(self) -> str:
+        """Hash: since when, and when last, workers have looked at each other's heartbeats."""
+        return f"{self.prefix}watch"
+
+    @property
     def pace(self) -> str:
         """Hash: how fast jobs finish, for the retry hint of a full queue."""
         return f"{self.prefix}pace"

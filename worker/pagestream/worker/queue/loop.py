@@ -92,6 +92,7 @@ class QueueLoop:
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
         self._dirty: dict[str, Job] = {}
+        self._claims = 0
         self._drain_until_s: float | None = None
         self._bell_id = "0-0"
         self._rung = True
@@ -155,10 +156,12 @@ class QueueLoop:
                 assert event is None, f"nobody puts a {type(event).__name__} in the inbox"
 
     def _take_output(self, output: Output) -> None:
-        job_id, _, epoch = output.request_id.rpartition(REQUEST_SEPARATOR)
+        job_id = output.request_id.rpartition(REQUEST_SEPARATOR)[0]
         job = self._jobs.get(job_id)
         # Tokens of a job that has ended here, or of an earlier claim of it, are nobody's.
-        if job is None or job.reason is not None or job.is_returning or str(job.epoch) != epoch:
+        if job is None or job.reason is not None or job.is_returning:
+            return
+        if job.request_id != output.request_id:
             return
         job.take(output, self._engine.heard_s)
         self._dirty[job_id] = job
@@ -170,8 +173,10 @@ class QueueLoop:
             self._hand_back([job])
 
     def _take_intaken(self, intaken: Intaken) -> None:
-        job = self._jobs.get(intaken.job_id)
-        if job is None or job.epoch != intaken.epoch or job.reason is not None or job.is_returning:
+        job = self._jobs.get(intaken.claim.job_id)
+        if job is None or job.reason is not None or job.is_returning:
+            return
+        if job.claim is not intaken.claim:
             return
         job.resume(intaken.replayed_ids)
         if isinstance(intaken.request, PagestreamError):
@@ -284,7 +289,8 @@ class QueueLoop:
         if held is not None and held.epoch == claim.epoch:
             return  # a repeated answer
         self._drop(claim.job_id)
-        self._jobs[claim.job_id] = Job(claim, time.monotonic(), now_ms)
+        self._claims += 1
+        self._jobs[claim.job_id] = Job(claim, self._claims, time.monotonic(), now_ms)
         self._intake.submit(claim)
 
     def _take_control(self, control: Control) -> None:

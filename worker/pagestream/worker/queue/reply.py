@@ -28,8 +28,17 @@ class Job:
     string do not exist.
     """
 
-    def __init__(self, claim: Claim, now_s: float, now_ms: int) -> None:
-        """`now_s` and `now_ms` are the claim's time on this clock and on Redis's."""
+    def __init__(self, claim: Claim, number: int, now_s: float, now_ms: int) -> None:
+        """Take a claim, the `number`-th of this process.
+
+        Args:
+            claim: what Redis said.
+            number: an epoch does not tell two claims of a job apart: one that Redis forgot, or that
+                was deleted, is followed by another of the same epoch.
+            now_s: the claim's time on this clock.
+            now_ms: the same on Redis's.
+        """
+        self.claim = claim
         self.id = claim.job_id
         self.epoch = claim.epoch
         self.ids: list[int] = []
@@ -53,6 +62,7 @@ class Job:
         """In Redis's time."""
         self._probation_ids = 0
         """Ids it had when it became a suspect."""
+        self._number = number
         self._error = ""
         self._message = ""
         self._text = ""
@@ -64,7 +74,7 @@ class Job:
     @property
     def request_id(self) -> str:
         """The engine's name for this claim of the job: a later claim is another request."""
-        return f"{self.id}{REQUEST_SEPARATOR}{self.epoch}"
+        return f"{self.id}{REQUEST_SEPARATOR}{self._number}"
 
     @property
     def context_tokens(self) -> int:
