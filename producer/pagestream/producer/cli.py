@@ -51,6 +51,7 @@ ROOMS = (
     ),
     Room("pagestream.worker.cli", ("worker", "up"), _WORKER_NEEDS, "worker"),
     Room("pagestream.worker.bench.cli", ("bench",), _WORKER_NEEDS, "bench"),
+    Room("pagestream.worker.chaos.cli", ("chaos",), _WORKER_NEEDS, "worker"),
 )
 
 
