@@ -117,7 +117,7 @@ class StubEngine:
                 raise RuntimeError("device-side assert triggered")
             while len(ids) < self.options.run_ahead_tokens and finish is None:
                 position = len(request.ids)
-                token_id = next_token(request.add.prompt_ids, position, self.options.vocab_size)
+                token_id = self.next_token(request.add.prompt_ids, request.ids)
                 request.ids.append(token_id)
                 ids.append(token_id)
                 if token_id in sampling.stop_token_ids and position >= sampling.min_tokens:
@@ -128,6 +128,9 @@ class StubEngine:
             if finish:
                 del self.requests[request_id]
         return Step(outputs, self._load())
+
+    def next_token(self, prompt_ids: list[int], ids: list[int]) -> int:
+        return next_token(prompt_ids, len(ids), self.options.vocab_size)
 
     def _load(self) -> Load:
         running = list(self.requests.values())[: self.options.max_running]

@@ -21,9 +21,6 @@ from .processes import engine_pid
 from .stage import Stage, Worker
 from .table import Row
 
-RECOVERY_S = 60.0
-"""A stream that has not gone on by then is stuck."""
-
 
 class Stuck(Exception):
     """A stream did not go on after a fault."""
@@ -39,8 +36,8 @@ class Fault(NamedTuple):
     """It harms the server, so it is only for one that the run has started."""
     proxied: bool = False
     """It is done to connections, which TLS does not let through the proxy."""
-    forgets: bool = False
-    """Redis may forget jobs it accepted."""
+    forgets: tuple[str, ...] = ()
+    """The `fsync` settings under which Redis may forget jobs it accepted."""
 
 
 # ---- helpers
@@ -66,18 +63,19 @@ async def _all_go_on(stage: Stage, waits: list[Wait]) -> None:
         still = {id(wait) for job in stage.load.running.values() for wait in job.waits}
         return not any(id(wait) in still for wait in waits)
 
-    if not await stage.load.wait_for(nobody_waits, RECOVERY_S):
+    patience_s = stage.options.patience_s
+    if not await stage.load.wait_for(nobody_waits, patience_s):
         held = [job for job in stage.load.running.values() if job.waits]
         names = ", ".join(f"{job.id} at token {job.tokens}" for job in held)
         for job in held:
             job.waits.clear()
-        raise Stuck(f"after {RECOVERY_S:.0f} s these have not gone on: {names}\n{stage.logs()}")
+        raise Stuck(f"after {patience_s:.0f} s these have not gone on: {names}\n{stage.logs()}")
 
 
 async def _busy_worker(stage: Stage, random: Random) -> tuple[Worker, list[LoadJob]] | None:
     """Choose a worker in the middle of jobs, while another one is there to take over."""
     await stage.until(lambda: stage.up >= 2, "two workers to be up")
-    deadline = time.monotonic() + RECOVERY_S
+    deadline = time.monotonic() + stage.options.patience_s
     while time.monotonic() < deadline:
         worker = random.choice(stage.workers)
         if worker.is_up and (jobs := await stage.decoding_on(worker)):

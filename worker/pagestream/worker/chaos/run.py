@@ -18,6 +18,8 @@ from .load import LoadJob
 from .stage import Options, Stage
 from .table import Report, Row
 
+_ANY = ("everysec", "always")
+
 FAULTS = (
     Fault("worker killed", faults.kill_worker),
     Fault("engine killed", faults.kill_engine),
@@ -32,11 +34,11 @@ FAULTS = (
     Fault("network slow", faults.delay_network, proxied=True),
     Fault("network parted", faults.part_network, proxied=True),
     Fault("half-open", faults.half_open, proxied=True),
-    Fault("redis killed", faults.kill_redis, own_server=True, forgets=True),
-    Fault("redis rolled back", faults.roll_back_redis, own_server=True, forgets=True),
+    Fault("redis killed", faults.kill_redis, own_server=True, forgets=("everysec",)),
+    Fault("redis rolled back", faults.roll_back_redis, own_server=True, forgets=_ANY),
     Fault("redis paused", faults.pause_redis, own_server=True),
     Fault("memory full", faults.fill_memory, own_server=True),
-    Fault("everything flushed", faults.flush_all, own_server=True, forgets=True),
+    Fault("everything flushed", faults.flush_all, own_server=True, forgets=_ANY),
     Fault("scripts flushed", faults.flush_scripts, own_server=True),
     Fault("group deleted", faults.delete_group, own_server=True),
     Fault("reply deleted", faults.delete_reply, own_server=True),
@@ -44,7 +46,6 @@ FAULTS = (
 )
 """Every fault; the ones marked harm the server or need to see through its connections."""
 
-DRAIN_S = 120.0
 PAUSE_S = 0.5
 
 
@@ -112,8 +113,9 @@ async def run(
             await _inject(stage, fault, rows[fault.name], random, problems, say)
             stage.load.check_alive()
             await asyncio.sleep(random.uniform(0, PAUSE_S))
-        await stage.load.stop(DRAIN_S)
-        total = await _audit(stage, rows, problems, forgets=any(one.forgets for one in chosen))
+        await stage.load.stop(2 * options.patience_s)
+        forgets = any(options.fsync in fault.forgets for fault in chosen)
+        total = await _audit(stage, rows, problems, forgets=forgets)
         problems += await _left_over(stage)
         return Report(options.seed, list(rows.values()), total, problems, _notes(stage))
 
@@ -160,6 +162,8 @@ async def _audit(stage: Stage, rows: dict[str, Row], problems: list[str], *, for
             tally.terminals = again.terminals
         elif not forgets and not job.id.endswith("-watched"):
             problems.append(f"{job.id} is gone from Redis")
+        if job.forgotten and not forgets:
+            problems.append(f"{job.id} was accepted, and forgotten {job.forgotten} times")
         if job.error is not None and not (
             job.may_be_cancelled and isinstance(job.error, JobCancelled)
         ):

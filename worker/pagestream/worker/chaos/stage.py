@@ -44,6 +44,8 @@ class Options:
     workers: int = 2
     in_flight: int = 24
     heartbeat_ttl_s: float = 1.0
+    patience_s: float = 60.0
+    """How long a stream may stand still after a fault before it counts as stuck."""
     worker_command: Sequence[str] = WORKER
 
 
