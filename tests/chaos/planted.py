@@ -1,6 +1,6 @@
-"""A worker with one of its protections taken out, to see that the suite notices.
+"""A reciting worker with one of its protections taken out, to see that the suite notices.
 
-python tests/chaos/planted.py fence|step-key|owner worker --model demo …
+python tests/chaos/planted.py fence|step-key|owner --model demo …
 
 The protections overlap on purpose: a zombie is stopped by the step key before anybody looks at its
 epochs. So each plant takes one of them out wherever it is applied, in the scripts that this worker
@@ -9,9 +9,13 @@ loads; the other two stay.
 
 import hashlib
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from reciting_worker import main
 
 from pagestream.producer import lua
-from pagestream.producer.cli import main
 
 Edits = tuple[tuple[str, str], ...]
 
@@ -78,5 +82,5 @@ def plant(name: str) -> None:
 
 
 if __name__ == "__main__":
-    plant(sys.argv[1])
-    main(sys.argv[2:])
+    plant(sys.argv.pop(1))
+    sys.exit(main())

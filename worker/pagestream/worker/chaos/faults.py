@@ -21,6 +21,9 @@ from .processes import engine_pid
 from .stage import Stage, Worker
 from .table import Row
 
+IN_FLIGHT_S = 0.05
+"""What had been sent when a fault struck has arrived after so long."""
+
 
 class Stuck(Exception):
     """A stream did not go on after a fault."""
@@ -77,8 +80,8 @@ async def _busy_worker(stage: Stage, random: Random) -> tuple[Worker, list[LoadJ
     await stage.until(lambda: stage.up >= 2, "two workers to be up")
     deadline = time.monotonic() + stage.options.patience_s
     while time.monotonic() < deadline:
-        worker = random.choice(stage.workers)
-        if worker.is_up and (jobs := await stage.decoding_on(worker)):
+        worker = random.choice([one for one in stage.workers if one.is_up])
+        if jobs := await stage.decoding_on(worker):
             return worker, jobs
         await asyncio.sleep(0.01)
     return None
@@ -116,14 +119,16 @@ async def kill_engine(stage: Stage, row: Row, random: Random) -> bool:
     """SIGKILL of a worker's engine process; the worker lives, starts another and goes on."""
     if (found := await _busy_worker(stage, random)) is None:
         return False
-    worker, jobs = found
-    if (pid := engine_pid(worker.process.pid)) is None:
+    worker, _ = found
+    if (pid := await asyncio.to_thread(engine_pid, worker.process.pid)) is None:
+        return False
+    if not (jobs := await stage.decoding_on(worker)):  # to find the engine took a while
         return False
     began_s = time.monotonic()
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     # What it had computed by then is still published.
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(IN_FLIGHT_S)
     waits = await _stopped(stage, row, jobs, began_s)
     await _all_go_on(stage, waits)
     return bool(waits)
@@ -156,6 +161,7 @@ async def kill_redis(stage: Stage, row: Row, random: Random) -> bool:
         return False
     began_s = time.monotonic()
     stage.server.kill()
+    await asyncio.sleep(IN_FLIGHT_S)
     waits = await _stopped(stage, row, jobs, began_s, look=False)
     await asyncio.sleep(random.uniform(0.0, 0.5))
     stage.server.start()
@@ -173,6 +179,7 @@ async def roll_back_redis(stage: Stage, row: Row, random: Random) -> bool:
         return False
     began_s = time.monotonic()
     stage.server.roll_back()
+    await asyncio.sleep(IN_FLIGHT_S)
     waits = await _stopped(stage, row, jobs, began_s, look=False)
     stage.server.start()
     await stage.server_answers()
@@ -187,6 +194,7 @@ async def pause_redis(stage: Stage, row: Row, random: Random) -> bool:
         return False
     began_s = time.monotonic()
     stage.server.pause()
+    await asyncio.sleep(IN_FLIGHT_S)
     waits = await _stopped(stage, row, jobs, began_s, look=False)
     await asyncio.sleep(stage.options.heartbeat_ttl_s + random.uniform(0.2, 1.0))
     stage.server.resume()

@@ -92,7 +92,7 @@ class Process:
 def engine_pid(worker_pid: int) -> int | None:
     """Return the process id of a worker's engine, while it has one."""
     listing = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     ).stdout
     for line in listing.splitlines():
         pid, parent, args = line.split(None, 2)

@@ -47,6 +47,8 @@ FAULTS = (
 """Every fault; the ones marked harm the server or need to see through its connections."""
 
 PAUSE_S = 0.5
+TRIES = 5
+"""A fault that meets nothing is done again so often."""
 
 
 def choose(names: Sequence[str], options: Options) -> list[Fault]:
@@ -131,8 +133,11 @@ async def _inject(
     began_s = time.monotonic()
     there = dict(stage.load.running)
     known = set(stage.load.jobs)
+    counts = False
     try:
-        counts = await fault.inject(stage, row, random)
+        for _ in range(TRIES):
+            if counts := await fault.inject(stage, row, random):
+                break
     except Stuck as stuck:
         problems.append(f"{fault.name}: {stuck}")
         counts = True

@@ -1,12 +1,12 @@
-"""The `pagestream` command on a host whose clock is wrong by so many seconds: for `chaos`.
+"""Runs a Python program as on a host whose clock is wrong by so many seconds: for `chaos`.
 
-python -m pagestream.worker.chaos.skewed SECONDS worker --model demo …
+python -m pagestream.worker.chaos.skewed SECONDS -m pagestream.producer.cli worker …
+python -m pagestream.worker.chaos.skewed SECONDS script.py …
 """
 
+import runpy
 import sys
 import time
-
-from pagestream.producer.cli import main
 
 
 def skew(seconds: int) -> None:
@@ -18,4 +18,9 @@ def skew(seconds: int) -> None:
 
 if __name__ == "__main__":
     skew(int(sys.argv[1]))
-    main(sys.argv[2:])
+    del sys.argv[:2]
+    if sys.argv[0] == "-m":
+        del sys.argv[0]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")

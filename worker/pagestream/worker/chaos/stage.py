@@ -5,7 +5,6 @@ This module starts and ends things and finds out who does what; what goes wrong 
 
 import asyncio
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -47,6 +46,7 @@ class Options:
     patience_s: float = 60.0
     """How long a stream may stand still after a fault before it counts as stuck."""
     worker_command: Sequence[str] = WORKER
+    """Python, a script or `-m` and a module, and their first words."""
 
 
 @dataclass
@@ -180,8 +180,9 @@ class Stage:
         self._starts += 1
         name = f"worker-{self._starts}"
         proxy = await self._proxy()
-        skewed = (sys.executable, "-m", "pagestream.worker.chaos.skewed", str(skew_s), "worker")
-        command = skewed if skew_s else self.options.worker_command
+        command = [*self.options.worker_command]
+        if skew_s:
+            command[1:1] = ["-m", "pagestream.worker.chaos.skewed", str(skew_s)]
         flags = {
             "model": "demo",
             "served-model-name": self.queue,
