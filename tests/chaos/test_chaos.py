@@ -4,6 +4,7 @@ The quick half does every fault once; `make chaos` does them again and again. Se
 printed: `pagestream chaos --seed` plans the same faults.
 """
 
+import os
 import sys
 from io import StringIO
 from pathlib import Path
@@ -21,7 +22,7 @@ RECITING = (sys.executable, str(Path(__file__).with_name("reciting_worker.py")))
 
 async def break_things(names: list[str], rounds: int, **options: Any) -> Report:
     """Run, print the table, and expect that nothing was lost, repeated or wrong."""
-    stage = Options(**options)
+    stage = Options(server=os.environ.get("PAGESTREAM_TEST_SERVER"), **options)
     report = await run(stage, choose(names, stage), seconds=420, rounds=rounds, say=print)
     shown = StringIO()
     show(Console(file=shown, width=110), report)

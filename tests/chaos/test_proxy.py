@@ -1,7 +1,8 @@
 """The proxy does to connections what it is told, and nothing otherwise."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from random import Random
 
 import pytest
@@ -31,11 +32,24 @@ async def proxy() -> AsyncIterator[Proxy]:
     await server.wait_closed()
 
 
-async def connected(proxy: Proxy) -> Ends:
-    """A connection that has been through to the server."""
-    ends = await asyncio.open_connection("127.0.0.1", proxy.port)
-    assert await said(ends, b"hello") == b"hello"
-    return ends
+Connect = Callable[[], Awaitable[Ends]]
+
+
+@pytest.fixture
+async def connected(proxy: Proxy) -> AsyncIterator[Connect]:
+    """`await connected()`: a connection that has been through to the server."""
+    opened: list[Ends] = []
+
+    async def connect() -> Ends:
+        opened.append(await asyncio.open_connection("127.0.0.1", proxy.port))
+        assert await said(opened[-1], b"hello") == b"hello"
+        return opened[-1]
+
+    yield connect
+    for _, writer in opened:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 async def said(ends: Ends, what: bytes) -> bytes:
@@ -48,51 +62,51 @@ async def said(ends: Ends, what: bytes) -> bytes:
         return b""
 
 
-async def test_a_cut_comes_after_some_bytes(proxy: Proxy) -> None:
-    ends = await connected(proxy)
+async def test_a_cut_comes_after_some_bytes(proxy: Proxy, connected: Connect) -> None:
+    ends = await connected()
     assert proxy.cut(bytes_max=100) == 1
     got = b""
     while part := await said(ends, b"x" * 1000):
         got += part
     assert len(got) <= 100
-    assert await said(await connected(proxy), b"again") == b"again"
-    ends[1].close()
+    assert await said(await connected(), b"again") == b"again"
 
 
-async def test_an_answer_is_lost_after_the_request_arrived(proxy: Proxy) -> None:
-    ends = await connected(proxy)
+async def test_an_answer_is_lost_after_the_request_arrived(
+    proxy: Proxy, connected: Connect
+) -> None:
+    ends = await connected()
     proxy.drop_answers()
     assert await said(ends, b"x") == b""
     assert proxy.lost_answers == 1
-    ends[1].close()
 
 
-async def test_silence_holds_everything_until_it_heals(proxy: Proxy) -> None:
-    ends = await connected(proxy)
+async def test_silence_holds_everything_until_it_heals(proxy: Proxy, connected: Connect) -> None:
+    ends = await connected()
     proxy.silence()
     waiting = asyncio.create_task(said(ends, b"later"))
-    late = asyncio.create_task(connected(proxy))
+    late = asyncio.create_task(connected())
     done, _ = await asyncio.wait([waiting, late], timeout=0.1)
     assert not done
     proxy.heal()
     assert await waiting == b"later"
-    (await late)[1].close()
-    ends[1].close()
+    await late
 
 
-async def test_a_half_open_connection_never_answers_and_never_ends(proxy: Proxy) -> None:
-    ends = await connected(proxy)
+async def test_a_half_open_connection_never_answers_and_never_ends(
+    proxy: Proxy, connected: Connect
+) -> None:
+    ends = await connected()
     proxy.forget_links()
     waiting = asyncio.create_task(said(ends, b"anybody?"))
     done, _ = await asyncio.wait([waiting], timeout=0.1)
     assert not done
-    assert await said(await connected(proxy), b"new") == b"new"
+    assert await said(await connected(), b"new") == b"new"
     waiting.cancel()
-    ends[1].close()
 
 
-async def test_a_delay_is_felt_and_ends(proxy: Proxy) -> None:
-    ends = await connected(proxy)
+async def test_a_delay_is_felt_and_ends(proxy: Proxy, connected: Connect) -> None:
+    ends = await connected()
     loop = asyncio.get_running_loop()
     proxy.delay(0.05)
     began_s = loop.time()
@@ -100,4 +114,3 @@ async def test_a_delay_is_felt_and_ends(proxy: Proxy) -> None:
         assert await said(ends, b"x") == b"x"
     assert loop.time() - began_s > 0.1
     proxy.heal()
-    ends[1].close()

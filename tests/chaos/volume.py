@@ -8,6 +8,7 @@ A fault named twice happens twice a round.
 import argparse
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--in-flight", type=int, default=24)
     parser.add_argument("--fsync", default="everysec", choices=("everysec", "always"))
+    parser.add_argument("--server", help="a server binary; PAGESTREAM_TEST_SERVER, else ours")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     options = Options(
@@ -36,6 +38,7 @@ def main() -> int:
         workers=given.workers,
         in_flight=given.in_flight,
         fsync=given.fsync,
+        server=given.server or os.environ.get("PAGESTREAM_TEST_SERVER"),
         worker_command=RECITING,
     )
     chosen = choose(given.faults, options)

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pagestream.producer.embedded import find_server
-
 WORKER = (sys.executable, "-m", "pagestream.producer.cli", "worker")
 """The command that starts a worker; its flags follow."""
 
@@ -104,7 +102,8 @@ def engine_pid(worker_pid: int) -> int | None:
 class OwnServer:
     """A Redis server on a unix socket in a folder; it can be killed, paused and rolled back."""
 
-    def __init__(self, folder: Path, *, fsync: str) -> None:
+    def __init__(self, binary: str, folder: Path, *, fsync: str) -> None:
+        self._binary = binary
         self.socket = folder / "redis.sock"
         self._data = folder / "data"
         self._copy = folder / "copy"
@@ -129,7 +128,7 @@ class OwnServer:
             "logfile": str(self._data.parent / "redis.log"),
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        self._process = Process([find_server(), *words], self._data.parent / "redis.err")
+        self._process = Process([self._binary, *words], self._data.parent / "redis.err")
 
     def kill(self) -> None:
         """SIGKILL: nothing is flushed."""

@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 from pagestream.producer.client import AsyncClient
 from pagestream.producer.connection import connect_async
+from pagestream.producer.embedded import find_server
 from pagestream.producer.errors import QueueUnavailable
 from pagestream.producer.keys import QUEUES, Keys
 
@@ -39,6 +40,8 @@ class Options:
     seed: int = 0
     redis_url: str | None = None
     """A server of the user's; None starts one."""
+    server: str | None = None
+    """The binary of the server to start; None takes the one that `pagestream up` takes."""
     fsync: str = "everysec"
     workers: int = 2
     in_flight: int = 24
@@ -79,7 +82,8 @@ class Stage:
     async def __aenter__(self) -> Self:
         try:
             if self.options.redis_url is None:
-                self.server = OwnServer(self.folder, fsync=self.options.fsync)
+                binary = self.options.server or find_server()
+                self.server = OwnServer(binary, self.folder, fsync=self.options.fsync)
                 self.server.start()
                 self.url = f"unix://{self.server.socket}"
             else:
