@@ -17,6 +17,7 @@ from worker_harness import Client, Worker, expected_reply
 
 from pagestream.producer.admin import Admin
 from pagestream.producer.keys import Keys
+from pagestream.producer.lua import Script
 from pagestream.worker.messages import Sampling
 from pagestream.worker.queue.tokenizer import Tokenizer
 
@@ -201,6 +202,28 @@ def test_deleted_reply_frees_the_row(
     jobs.check()
     assert client.state("long") == "cancelled"
     assert client.entries("long") == []
+
+
+def test_a_job_deleted_and_submitted_again_is_the_new_one(
+    start: Callable[..., Worker], jobs: Jobs, client: Client
+) -> None:
+    """In one step's time: the worker hears of both at once, and both have the same epoch."""
+    start(replace(SLOW, step_s=0.03))
+    delete = Script("delete")
+    jobs.ids_job("other", tokens=400)
+    for round_ in range(8):
+        jobs.ids_job("job", tokens=400)
+        if round_ % 2:
+            client.wait_tokens("job", 3)
+        else:
+            client.wait_for("job", lambda entries: len(entries) > 1)
+        assert delete(client.redis, client.keys.bell, "job") == b"deleted"
+        jobs.ids_job("job", tokens=5)
+        assert client.result("job").ids == jobs.wanted["job"][0]
+        assert client.state("job") == "done"
+        delete(client.redis, client.keys.bell, "job")
+    del jobs.wanted["job"]
+    jobs.check()
 
 
 def test_deadline_ends_a_running_job(start: Callable[..., Worker], client: Client) -> None:

@@ -270,6 +270,20 @@ class QueueLoop:
             self._roll_back()
             return
         self._bell_id = reply.bell_id
+        self._settle(call, reply)
+        if reply.status == "applied":
+            # Written before this step's claims: what they say is of jobs held until now.
+            self._take_controls(reply.controls)
+            for claim in reply.claims:
+                self._take_claim(claim, reply.now_ms)
+        else:
+            for claim in reply.claims:
+                if not self._holds(claim):
+                    self._take_claim(claim, reply.now_ms)
+            self._take_controls(reply.controls)
+
+    def _settle(self, call: StepCall, reply: StepReply) -> None:
+        """Let go of what the write has ended, handed back, or found to be another's."""
         for row, code in zip(call.rows, reply.row_codes, strict=True):
             if code == "f":
                 logger.warning("job %s has another owner now", row.job_id)
@@ -279,26 +293,28 @@ class QueueLoop:
             self._jobs.pop(end.job_id, None)
         for returned in call.returns:
             self._jobs.pop(returned[0], None)
-        for claim in reply.claims:
-            self._take_claim(claim, reply.now_ms)
-        for control in reply.controls:
-            self._take_control(control)
+
+    def _holds(self, claim: Claim) -> bool:
+        """Whether a claim of a repeated answer is known already."""
+        held = self._jobs.get(claim.job_id)
+        return held is not None and (held.epoch, held.claim.queued_ms) == (
+            claim.epoch,
+            claim.queued_ms,
+        )
 
     def _take_claim(self, claim: Claim, now_ms: int) -> None:
-        held = self._jobs.get(claim.job_id)
-        if held is not None and held.epoch == claim.epoch:
-            return  # a repeated answer
-        self._drop(claim.job_id)
+        self._drop(claim.job_id)  # deleted, and submitted again
         self._claims += 1
         self._jobs[claim.job_id] = Job(claim, self._claims, time.monotonic(), now_ms)
         self._intake.submit(claim)
 
-    def _take_control(self, control: Control) -> None:
-        if control.kind in ("drain", "stop"):
-            self._stop.drain = True
-            self._stop.now = self._stop.now or control.kind == "stop"
-        elif (job := self._jobs.get(control.job_id)) is not None:
-            self._end([job], "cancelled")
+    def _take_controls(self, controls: list[Control]) -> None:
+        for control in controls:
+            if control.kind in ("drain", "stop"):
+                self._stop.drain = True
+                self._stop.now = self._stop.now or control.kind == "stop"
+            elif (job := self._jobs.get(control.job_id)) is not None:
+                self._end([job], "cancelled")
 
     def _roll_back(self) -> None:
         """Redis forgot acknowledged writes: go back to what it has, drop what is not ours."""

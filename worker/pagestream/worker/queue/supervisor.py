@@ -82,6 +82,8 @@ class Supervisor:
 
     def came_up(self) -> None:
         """Another process is ready."""
+        if self._deaths_s:
+            logger.info("a new engine is ready %.2f s later", time.monotonic() - self._deaths_s[-1])
         self.is_up = True
 
     def excuse(self) -> None:
