@@ -36,6 +36,12 @@ test: $(VENV)/.dev lint ## Lint, types and every quick test
 test-all: $(VENV)/.dev lint ## The slow tests too
 	$(BIN)/pytest -m "(slow or not slow) $(NOT_HERE)" $(PYTEST_ARGS)
 
+soak: $(VENV)/.dev ## Ten thousand jobs of every fate come and go; memory and keys before and after
+	$(BIN)/pytest -q -s -m slow tests/end_to_end/test_soak.py $(PYTEST_ARGS)
+
+chaos: $(VENV)/.dev ## The chaos suite: every fault again and again, 20 minutes at most
+	$(BIN)/pytest tests/chaos -m "slow or not slow" -s $(PYTEST_ARGS)
+
 lint: $(VENV)/.dev ## Style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -77,4 +83,4 @@ $(VENV)/.dev: $(VENV)/.run
 	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
-.PHONY: help demo test test-all lint format build clean
+.PHONY: help demo test test-all soak chaos lint format build clean

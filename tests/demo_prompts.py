@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 DEMO_MODEL = Path(__file__).parents[1] / "worker" / "pagestream" / "worker" / "demo_model"
-_DATA = Path(__file__).with_suffix(".json")
+_DATA = DEMO_MODEL.parent / "chaos" / "known_answers.json"
 
 
 class DemoPrompt(NamedTuple):

@@ -2,6 +2,7 @@
 
 proxy.lose_answers = 1   the next request reaches the server, its answer never comes back: the
                          connection is cut instead
+proxy.fall_silent()      the connections there are become half-open: nothing passes, nothing ends
 """
 
 import contextlib
@@ -16,12 +17,16 @@ class FlakyProxy:
     def __init__(self, server_socket: Path) -> None:
         self.lose_answers = 0
         self.lost = 0
+        self._silent: set[socket.socket] = set()
         self._server_socket = str(server_socket)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = [self._listener]
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
+
+    def fall_silent(self) -> None:
+        self._silent = set(self._sockets)
 
     def close(self) -> None:
         for end in self._sockets:
@@ -46,6 +51,8 @@ class FlakyProxy:
     def _pump(self, source: socket.socket, sink: socket.socket, loses: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if source in self._silent:
+                    continue
                 if loses and self.lose_answers:
                     self.lose_answers -= 1
                     self.lost += 1

@@ -1,4 +1,4 @@
-"""Compute the demo model's known answers anew (after training it again): demo_prompts.json.
+"""Compute the demo model's known answers anew (after training it again): chaos/known_answers.json.
 
 python tests/make_demo_prompts.py
 """
@@ -113,7 +113,7 @@ def main() -> None:
         if len(rows) == WANTED:
             break
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    path = ROOT / "tests" / "demo_prompts.json"
+    path = DEMO_MODEL.parent / "chaos" / "known_answers.json"
     path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     print(f"{len(rows)} prompts, {sum(row['end'] is not None for row in rows)} reach an end token")
 

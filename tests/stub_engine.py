@@ -37,6 +37,8 @@ class StubOptions:
     """The engine fails while it is built, with a bug's traceback."""
     poison_token: int | None = None
     """A prompt that begins with it is refused by `add` with an exception."""
+    deadly_token: int | None = None
+    """A prompt that begins with it kills the engine in the step that gives its third token."""
     run_ahead_tokens: int = 1
     """Tokens of a request in one step."""
 
@@ -111,9 +113,11 @@ class StubEngine:
         outputs: list[Output] = []
         for request_id, request in list(self.requests.items())[: self.options.max_running]:
             sampling, ids, finish = request.add.sampling, [], None
+            if request.add.prompt_ids[0] == self.options.deadly_token and len(request.ids) == 2:
+                raise RuntimeError("device-side assert triggered")
             while len(ids) < self.options.run_ahead_tokens and finish is None:
                 position = len(request.ids)
-                token_id = next_token(request.add.prompt_ids, position, self.options.vocab_size)
+                token_id = self.next_token(request.add.prompt_ids, request.ids)
                 request.ids.append(token_id)
                 ids.append(token_id)
                 if token_id in sampling.stop_token_ids and position >= sampling.min_tokens:
@@ -124,6 +128,9 @@ class StubEngine:
             if finish:
                 del self.requests[request_id]
         return Step(outputs, self._load())
+
+    def next_token(self, prompt_ids: list[int], ids: list[int]) -> int:
+        return next_token(prompt_ids, len(ids), self.options.vocab_size)
 
     def _load(self) -> Load:
         running = list(self.requests.values())[: self.options.max_running]

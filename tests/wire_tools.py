@@ -90,7 +90,15 @@ class Wire:
         assert self.redis.hexists(self.keys.job(job_id), which), f"the job has no {which}"
         self.redis.hset(self.keys.job(job_id), which, 1)
 
+    def watch(self, *, last_ms_ago: int = 0, since_ms_ago: int = 3_600_000) -> None:
+        """As if workers had been reaping without a break, and last so long ago."""
+        seconds, microseconds = self.redis.time()
+        now_ms = seconds * 1000 + microseconds // 1000
+        watched = {"last_ms": now_ms - last_ms_ago, "since_ms": now_ms - since_ms_ago}
+        self.redis.hset(self.keys.watch, mapping=watched)
+
     def stop_heart(self, worker: str) -> None:
+        self.watch()
         assert self.redis.delete(self.keys.heartbeat(worker)) == 1, f"{worker} has no heartbeat"
 
 
@@ -100,8 +108,6 @@ class Worker:
     def __init__(self, wire: Wire, name: str | None = None, **options) -> None:
         self.wire = wire
         self.lease = Lease(wire.redis, wire.keys, name or f"w-{uuid.uuid4().hex[:8]}", **options)
-        # As an hour after the server came up: the fixture's is always new.
-        self.lease._server_is_new = lambda: False
         self.lease.register(MODEL)
 
     @property

@@ -35,6 +35,8 @@ class Worker:
     model: Path
     options: StubOptions = field(default_factory=StubOptions)
     grace_s: float = 20.0
+    flags: dict[str, Any] = field(default_factory=dict)
+    """Other settings of the worker."""
     status: int | None = None
 
     def start(self) -> "Worker":
@@ -43,6 +45,7 @@ class Worker:
             served_model_name=self.keys.queue,
             redis_url=self.url,
             grace=self.grace_s,
+            **self.flags,
         )
         self.stop = StopFlag()
         self.inbox = Inbox()

@@ -9,11 +9,12 @@ import os
 import re
 import shlex
 import signal
+import socket as socket_module
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -212,12 +213,25 @@ def test_what_compose_would_start_answers_a_prompt(tmp_path: Path) -> None:
 
         # The producer may come first: the job waits.
         producer = stack.enter_context(process(ours(words_of("producer")), environment(url)))
-        worker = stack.enter_context(process(ours(words_of("worker")), environment(url)))
+        port = {"PAGESTREAM_HEALTH_PORT": str(free_port())}
+        worker = stack.enter_context(process(ours(words_of("worker")), environment(url) | port))
         _, said = producer.communicate(timeout=100)
         assert producer.returncode == 0, said
+        _, *check = SERVICES["worker"]["healthcheck"]["test"]
+        assert check[0] == "python"
+        for moved, healthy in ((port, True), ({"PAGESTREAM_HEALTH_PORT": "1"}, False)):
+            probe = subprocess.run(
+                [sys.executable, *check[1:]], env=environment() | moved, capture_output=True
+            )
+            assert (probe.returncode == 0) is healthy
         worker.send_signal(signal.SIGTERM)
         _, said = worker.communicate(timeout=30)
         assert worker.returncode == 0, said
+
+
+def free_port() -> int:
+    with closing(socket_module.create_server(("127.0.0.1", 0))) as probe:
+        return probe.getsockname()[1]
 
 
 def until_answers(redis: Redis) -> None:

@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+import redis
 from stub_worker import MODEL, VOCAB, StubWorker, answer
 
 from pagestream.producer import (
@@ -19,6 +20,7 @@ from pagestream.producer import (
     JobNotFound,
     QueueFull,
     QueueUnavailable,
+    RedisFull,
     SamplingParams,
     UnknownModel,
 )
@@ -352,15 +354,30 @@ def test_a_short_outage_is_not_noticed(own_server, queue_name):
     asyncio.run(run())
 
 
-def test_a_server_that_refuses_writes_is_unavailable(own_server, queue_name):
+def test_a_full_server_refuses_and_loses_nothing(own_server, queue_name):
+    """Back-pressure: submits are refused by name, what was accepted finishes and makes room."""
     server = own_server("--maxmemory", "1")
 
     async def run():
         async with AsyncClient(server.url, queue=queue_name) as client:
-            begin = time.monotonic()
-            with pytest.raises(QueueUnavailable, match="refuses"):
-                await client.submit("hi")
-            assert time.monotonic() - begin < 2
+            admin = redis.Redis.from_url(server.url)
+            admin.config_set("maxmemory", 0)
+            jobs = [await client.submit("hold", id=f"j{i}", max_tokens=30) for i in range(8)]
+            with StubWorker(server.url, queue_name) as worker:
+                await asyncio.to_thread(worker.claimed.wait, 10)
+                admin.config_set("maxmemory", 1)
+                begin = time.monotonic()
+                with pytest.raises(RedisFull, match="maxmemory"):
+                    await client.submit("hi", id="later")
+                assert time.monotonic() - begin < 2
+                worker.released.set()
+                results = [await asyncio.wait_for(job.result(), 20) for job in jobs]
+                for job, result in zip(jobs, results, strict=True):
+                    assert result.ids == answer(seed_of(job.id), 30)[0]
+                admin.config_set("maxmemory", 0)
+                later = await client.submit("hi", id="later")
+                await asyncio.wait_for(later.result(), 20)
+            admin.close()
 
     asyncio.run(run())
 

@@ -95,9 +95,35 @@ def test_the_url_has_the_last_word():
         "http://u:secret@host",
         "redis://u:secret@host:notaport",
         "redis://h?bogus=1",
+        "redis+sentinel://u:secret@host:1",
+        "redis+sentinel://u:secret@host:x/service",
+        "redis+sentinel://u:secret@host/service/notadb",
+        "redis+sentinel://u:secret@host/service?bogus=1",
     ],
 )
 def test_a_bad_url_is_refused_without_its_password(url):
     with pytest.raises(InvalidRequest) as caught:
         connect(url, client_name="x").connection_pool.make_connection()
     assert "secret" not in str(caught.value)
+
+
+def test_sentinel_urls():
+    client = connect(
+        "rediss+sentinel://u:p%40w@one,[::1]:7,two:8/main/3?socket_timeout=3"
+        "&ssl_ca_certs=/ca.pem&sentinel_password=other",
+        client_name="x",
+    )
+    pool = client.connection_pool
+    assert pool.service_name == "main"
+    kwargs = pool.connection_kwargs
+    assert (kwargs["username"], kwargs["password"], kwargs["db"]) == ("u", "p@w", 3)
+    assert (kwargs["socket_timeout"], kwargs["ssl_ca_certs"]) == (3, "/ca.pem")
+    assert issubclass(pool.connection_class, redis.SSLConnection)
+    sentinels = [one.connection_pool.connection_kwargs for one in pool.sentinel_manager.sentinels]
+    assert [(one["host"], one["port"]) for one in sentinels] == [
+        ("one", 26379),
+        ("::1", 7),
+        ("two", 8),
+    ]
+    assert {one["password"] for one in sentinels} == {"other"}
+    assert {one["ssl_ca_certs"] for one in sentinels} == {"/ca.pem"}

@@ -72,3 +72,10 @@ def test_what_may_pass_is_tried_again(error: RedisError) -> None:
 def test_a_mistake_is_not_tried_again(error: RedisError) -> None:
     with pytest.raises(ResponseError):
         Patience(lambda: 60).call(failing(1, error))
+
+
+def test_who_watches_hears_of_every_try() -> None:
+    heard: list[str] = []
+    patience = Patience(lambda: 60, lambda: heard.append("ok"), lambda: heard.append("failed"))
+    patience.call(failing(2, RedisConnectionError("gone")))
+    assert heard == ["failed", "failed", "ok"]

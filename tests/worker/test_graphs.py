@@ -12,12 +12,16 @@ from pagestream.worker.engine.graphs import StepGraphs, decode_buckets
         (3, [1, 2, 3]),
         (20, [1, 2, 4, 8, 16, 20]),
         (256, [1, 2, 4, *range(8, 257, 8)]),
-        (280, [1, 2, 4, *range(8, 257, 8), 272, 280]),
-        (600, [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16), 544, 576, 600]),
+        (280, [1, 2, 4, *range(8, 257, 8), 280]),
+        (600, [1, 2, 4, *range(8, 257, 8), *range(288, 513, 32), 576, 600]),
     ],
 )
 def test_buckets_end_in_the_most_sequences(most, buckets):
     assert decode_buckets(most) == buckets
+
+
+def test_long_contexts_have_fewer_buckets():
+    assert decode_buckets(800, 32) == [1, 2, 4, 8, 16, 24, *range(32, 257, 32), 384, 512, 768, 800]
 
 
 @pytest.fixture

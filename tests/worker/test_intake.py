@@ -196,9 +196,9 @@ def test_the_thread_answers_every_claim_in_order(intake: Intake) -> None:
         return [entry(0, (1, 2, 3))]
 
     first, bad, resumed = run_thread(intake, claims, replay)
-    assert (first.job_id, first.replayed_ids) == ("a", [])
+    assert (first.claim.job_id, first.replayed_ids) == ("a", [])
     assert isinstance(bad.request, InvalidRequest)
-    assert (resumed.job_id, resumed.epoch, resumed.replayed_ids) == ("b", 3, [1, 2, 3])
+    assert (resumed.claim.job_id, resumed.claim.epoch, resumed.replayed_ids) == ("b", 3, [1, 2, 3])
     assert asked == ["b"]
 
 

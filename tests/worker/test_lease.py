@@ -1,5 +1,6 @@
 """A worker's life on the wire: register, beat, reap, resend, wait, replay, leave."""
 
+import signal
 import threading
 
 import pytest
@@ -11,7 +12,7 @@ from pagestream.producer.connection import connect
 from pagestream.producer.errors import WorkerNameTaken
 from pagestream.producer.keys import QUEUES
 from pagestream.worker.queue import lease as lease_module
-from pagestream.worker.queue.lease import Lease, StepCall
+from pagestream.worker.queue.lease import StepCall
 
 
 class Clock:
@@ -158,33 +159,6 @@ def test_reaping_rings_the_bell(wire):
     assert alive.lease.wait(bell_id, 1)
 
 
-def test_the_crash_cap_makes_a_dead_letter(wire, keys, redis_client):
-    wire.submit("poison", b"payload", retention_ms=60_000)
-    wire.submit("fine")
-    alive = Worker(wire)
-    for crash in range(3):
-        dead = Worker(wire)
-        claims = {claim.job_id: claim for claim in dead.claim(2)}
-        assert claims["poison"].crashes == crash
-        dead.step(rows=[row(claims["poison"], crash, 7)])
-        if crash == 0:
-            dead.step(returns=[("fine", claims["fine"].epoch)])
-            alive.claim_one()
-        dead.die()
-        reaped = alive.lease.reap({"fine"})
-        assert (reaped.put_back, reaped.dead) == ((1, 0) if crash < 2 else (0, 1))
-    assert wire.state("poison") == "dead"
-    assert wire.state("fine") == "running"
-    last = wire.reply("poison")[-1]
-    assert (last.id, last.reason, last.error) == ("4-4", "error", "crashed")
-    assert "3 times" in last.message
-    (letter,) = wire.dead_letters()
-    assert (letter[b"id"], letter[b"payload"], letter[b"crashes"]) == (b"poison", b"payload", b"3")
-    assert letter[b"worker"] == dead.name.encode()
-    assert 0 < redis_client.pttl(keys.job("poison")) <= 60_000
-    assert alive.claim(10) == []
-
-
 def test_a_job_of_ours_that_we_do_not_run_goes_back_uncounted(wire):
     wire.submit("held")
     wire.submit("lost")
@@ -218,7 +192,7 @@ def test_a_lane_entry_deleted_by_hand_is_written_again(wire, keys, redis_client)
     assert alive.claim_one().job_id == "job"
 
 
-def test_no_reaping_for_a_heartbeats_life_after_an_outage(wire, redis_client, clock):
+def test_nobody_reaps_while_a_step_is_unanswered(wire, redis_client):
     wire.submit("job")
     dead, alive = Worker(wire), Worker(wire)
     dead.claim_one()
@@ -232,25 +206,67 @@ def test_no_reaping_for_a_heartbeats_life_after_an_outage(wire, redis_client, cl
     with pytest.raises(RedisConnectionError):
         alive.lease.step(call)
     alive.lease._redis = redis_client
-    assert alive.lease.reap(()).put_back == 0, "a step is unanswered"
+    assert alive.lease.reap(()).put_back == 0
     alive.lease.step(call)
-    clock.ms += 2_999
-    assert alive.lease.reap(()).put_back == 0, "the others may be on their way back"
-    clock.ms += 1
     assert alive.lease.reap(()).put_back == 1
 
 
-def test_no_reaping_just_after_the_server_came_up(wire, keys, redis_client, clock):
+def test_nobody_is_dead_until_the_heartbeats_were_watched_for_a_life(wire, keys, redis_client):
+    """Down, paused or flushed: afterwards every heartbeat is gone, and says nothing."""
     wire.submit("job")
-    dead = Worker(wire)
-    dead.claim_one()
-    dead.die()
-    redis_client.config_resetstat()
-    young = Lease(redis_client, keys, "young", heartbeat_ttl_ms=10**9)
-    young.register(MODEL)
-    assert young.reap(()).put_back == 0
-    clock.ms += 10**9
-    assert young.reap(()).put_back == 1
+    silent, others = Worker(wire), [Worker(wire), Worker(wire)]
+    silent.claim_one()
+    redis_client.delete(keys.heartbeat(silent.name))
+    wire.watch(last_ms_ago=1_501)
+    assert [one.lease.reap(()).put_back for one in others] == [0, 0]
+    wire.watch(since_ms_ago=2_900)
+    assert others[0].lease.reap(()).put_back == 0, "it may be on its way back"
+    wire.watch(since_ms_ago=3_000)
+    assert others[1].lease.reap(()).put_back == 1
+    assert int(wire.record("job")["crashes"]) == 1
+
+
+def test_a_clock_that_was_put_back_kills_nobody(wire, keys, redis_client):
+    wire.submit("job")
+    silent, other = Worker(wire), Worker(wire)
+    silent.claim_one()
+    redis_client.delete(keys.heartbeat(silent.name))
+    wire.watch(last_ms_ago=-3_600_000)
+    assert other.lease.reap(()).put_back == 0
+
+
+def test_a_server_that_stood_still_costs_no_job_a_crash(own_server, keys):
+    """SIGSTOP for longer than the heartbeats live, with a reap under way."""
+    server = own_server()
+    with connect(server.url, client_name="worker") as client:
+        wire = Wire(client, keys)
+        wire.submit("job")
+        lives = {"heartbeat_ttl_ms": 400, "heartbeat_ms": 130}
+        holder, other = Worker(wire, **lives), Worker(wire, **lives)
+        claim = holder.claim_one()
+        wire.watch()
+        server.process.send_signal(signal.SIGSTOP)
+        reaper = threading.Thread(target=other.lease.reap, args=((),))
+        reaper.start()
+        reaper.join(0.5)
+        assert reaper.is_alive(), "the reap waits for the server"
+        server.process.send_signal(signal.SIGCONT)
+        reaper.join()
+        assert client.exists(keys.heartbeat(holder.name)) == 0, "its heartbeat is gone"
+        assert holder.step(rows=[row(claim, 0, 5)]).row_codes == "k"
+        assert wire.record("job")["crashes"] == "0"
+
+
+def test_reaping_goes_on_when_the_server_is_full(own_server, keys):
+    server = own_server()
+    with connect(server.url, client_name="worker") as client:
+        wire = Wire(client, keys)
+        wire.submit("job")
+        dead, alive = Worker(wire), Worker(wire)
+        dead.claim_one()
+        dead.die()
+        client.config_set("maxmemory", 1)
+        assert alive.lease.reap(()).put_back == 1
 
 
 # ---- crashes of the engine
@@ -271,9 +287,9 @@ def test_an_engine_crash_at_the_cap_ends_the_job(wire):
     worker = Worker(wire, crash_cap=2)
     worker.claim(2)
     worker.step(returns=[("fenced", 1)])
-    worker.lease.crashed([("poison", 1, 0)])
-    outcome = worker.lease.crashed([("poison", 1, 1), ("fenced", 1, 0), ("unknown", 1, 0)])
-    assert outcome == [("poison", 2, "dead"), ("fenced", 0, "fenced"), ("unknown", 0, "fenced")]
+    outcome = worker.lease.crashed([("poison", 1, 0), ("fenced", 1, 0), ("unknown", 1, 0)])
+    assert outcome == [("poison", 1, "kept"), ("fenced", 0, "fenced"), ("unknown", 0, "fenced")]
+    assert worker.lease.crashed([("poison", 1, 1)]) == [("poison", 2, "dead")]
     assert worker.lease.crashed([("poison", 1, 1)]) == [("poison", 2, "dead")]
     assert wire.state("poison") == "dead"
     assert len(wire.dead_letters()) == 1
@@ -395,7 +411,6 @@ def test_a_lost_answer_of_every_call(wire, redis_server, redis_url, keys):
             assert wire.ids("a") == ["0-1", "1-0", "1-1", "1-2"]
             assert wire.state("b") == "queued"
             lossy(worker.lease.register, MODEL)
-            worker.lease._no_reap_before_ms = 0.0
             lossy(worker.lease.reap, ())
             lossy(worker.lease.leave)
             assert proxy.lost == 6

@@ -15,9 +15,10 @@ from stub_engine import StubOptions
 from tiny_tokenizer import BOS, EOS, save_byte_level
 from worker_harness import Client, Worker, expected_reply
 
+from pagestream.producer.admin import Admin
 from pagestream.producer.keys import Keys
+from pagestream.producer.lua import Script
 from pagestream.worker.messages import Sampling
-from pagestream.worker.queue import loop as loop_module
 from pagestream.worker.queue.tokenizer import Tokenizer
 
 STUB = StubOptions()
@@ -203,6 +204,28 @@ def test_deleted_reply_frees_the_row(
     assert client.entries("long") == []
 
 
+def test_a_job_deleted_and_submitted_again_is_the_new_one(
+    start: Callable[..., Worker], jobs: Jobs, client: Client
+) -> None:
+    """In one step's time: the worker hears of both at once, and both have the same epoch."""
+    start(replace(SLOW, step_s=0.03))
+    delete = Script("delete")
+    jobs.ids_job("other", tokens=400)
+    for round_ in range(8):
+        jobs.ids_job("job", tokens=400)
+        if round_ % 2:
+            client.wait_tokens("job", 3)
+        else:
+            client.wait_for("job", lambda entries: len(entries) > 1)
+        assert delete(client.redis, client.keys.bell, "job") == b"deleted"
+        jobs.ids_job("job", tokens=5)
+        assert client.result("job").ids == jobs.wanted["job"][0]
+        assert client.state("job") == "done"
+        delete(client.redis, client.keys.bell, "job")
+    del jobs.wanted["job"]
+    jobs.check()
+
+
 def test_deadline_ends_a_running_job(start: Callable[..., Worker], client: Client) -> None:
     start(replace(SLOW, step_s=0.02))
     client.submit(
@@ -229,16 +252,21 @@ def test_drain_lets_running_jobs_finish(
     assert client.state("later") == "queued"
 
 
-@pytest.mark.parametrize("way", ["second signal", "grace"])
+@pytest.mark.parametrize("way", ["second signal", "grace", "command"])
 def test_handed_back_jobs_go_on_elsewhere(
-    start: Callable[..., Worker], jobs: Jobs, client: Client, way: str
+    start: Callable[..., Worker], jobs: Jobs, client: Client, redis_url: str, way: str
 ) -> None:
-    first = start(SLOW, grace_s=0.05 if way == "grace" else 20.0)
+    flags = {"name": "first"}
+    first = start(SLOW, grace_s=0.05 if way == "grace" else 20.0, flags=flags)
     names = [f"j{index}" for index in range(20)]
     for name in names:
         jobs.ids_job(name, tokens=300, stop=("zq", "yy"))
     client.wait_tokens(names[0], 5)
-    first.ask_to_stop()
+    if way == "command":
+        with Admin(redis_url) as admin:
+            admin.drain(client.keys.queue, "first", at_once=True)
+    else:
+        first.ask_to_stop()
     if way == "second signal":
         first.ask_to_stop()
     assert first.wait() == 0
@@ -252,17 +280,24 @@ def test_handed_back_jobs_go_on_elsewhere(
     assert {client.result(name).end.epoch for name in names} == {2}
 
 
+@pytest.mark.parametrize(("deaths", "epoch"), [(1, 1), (2, 2)])
 def test_engine_crash_loses_and_repeats_nothing(
-    start: Callable[..., Worker], jobs: Jobs, client: Client, tmp_path: Path
+    start: Callable[..., Worker],
+    jobs: Jobs,
+    client: Client,
+    tmp_path: Path,
+    deaths: int,
+    epoch: int,
 ) -> None:
+    """The worker keeps its jobs over one death; after the second each runs alone, under a claim."""
     crashes = tmp_path / "crashes"
-    crashes.write_text("2")
+    crashes.write_text(str(deaths))
     worker = start(replace(SLOW, crash_file=crashes, crash_at_step=25))
     for index in range(40):
         jobs.ids_job(f"j{index}", tokens=60, stop=("zq",))
     jobs.check()
-    assert crashes.read_text() == "0"  # it died twice
-    assert {client.result(name).end.epoch for name in jobs.wanted} == {1}
+    assert crashes.read_text() == "0"  # it died so often
+    assert {client.result(name).end.epoch for name in jobs.wanted} == {epoch}
     assert worker.end() == 0
 
 
@@ -284,19 +319,37 @@ def test_an_engine_that_dies_again_and_again_ends_the_worker(
 
 
 def test_a_wedged_engine_is_killed(
+    start: Callable[..., Worker], jobs: Jobs, client: Client, tmp_path: Path
+) -> None:
+    stall = tmp_path / "stall"
+    start(replace(SLOW, stall_file=stall), flags={"step_stall": 0.5})
+    jobs.ids_job("j", tokens=200)
+    client.wait_tokens("j", 5)
+    stall.touch()
+    client.wait_for("j", lambda _: not stall.exists() or _killed(client, stall))
+    jobs.check()
+
+
+def test_an_engine_that_no_kill_ends_is_given_up(
     start: Callable[..., Worker],
     jobs: Jobs,
     client: Client,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loop_module, "STALL_S", 0.5)
+    """As a process in the kernel: its signal waits. The worker must not hold its jobs for ever."""
+    monkeypatch.setattr("pagestream.worker.queue.supervisor.KILL_S", 0.5)
+    monkeypatch.setattr("pagestream.worker.process.EngineProcess.kill", lambda self: None)
     stall = tmp_path / "stall"
-    start(replace(SLOW, stall_file=stall))
+    worker = start(replace(SLOW, stall_file=stall), flags={"step_stall": 0.5})
     jobs.ids_job("j", tokens=200)
     client.wait_tokens("j", 5)
     stall.touch()
-    client.wait_for("j", lambda _: not stall.exists() or _killed(client, stall))
+    assert worker.wait() == 70
+    assert client.state("j") == "queued"
+    assert b"cannot be killed" in (client.redis.hget(client.keys.job("j"), "last_error") or b"")
+    stall.unlink()
+    start()
     jobs.check()
 
 
@@ -375,6 +428,31 @@ def test_rollback_mid_stream(
     jobs.check()
     assert "10 of 10 jobs are still ours" in caplog.text
     assert worker.end() == 0
+
+
+def test_a_flushed_queue_takes_its_jobs_again(
+    own_server: Callable[..., RedisServer],
+    start: Callable[..., Worker],
+    keys: Keys,
+    tokenizer: Tokenizer,
+) -> None:
+    """The second claim has the epoch of the first: the engine's last words on that are nobody's."""
+    server = own_server()
+    worker = start(replace(SLOW, run_ahead_tokens=3), server.url)
+    client = Client(server.url, keys)
+    for _ in range(12):
+        jobs = Jobs(client, tokenizer)
+        for number in range(8):
+            jobs.ids_job(f"job-{number}", 60)
+        for job_id in jobs.wanted:
+            client.wait_tokens(job_id, 6)
+        client.redis.flushall()
+    jobs = Jobs(client, tokenizer)
+    for number in range(8):
+        jobs.ids_job(f"job-{number}", 60)
+    jobs.check()
+    assert worker.thread.is_alive()
+    client.redis.close()
 
 
 def test_an_outage_ends_the_worker_in_the_end(

@@ -24,7 +24,7 @@ def encode(text: str) -> list[int]:
 
 def job(published: list[int] | None = None, stop: tuple[str, ...] = (), **sampling: Any) -> Job:
     settings = Sampling(**{"max_tokens": 100, "stop_token_ids": (EOS_ID,), **sampling})
-    made = Job(Claim("j", 3, 0, "normal", "default", b"payload", 900, None, False), 10.0, 1000)
+    made = Job(Claim("j", 3, 0, "normal", "default", b"payload", 900, None, False), 1, 10.0, 1000)
     made.resume(published or [])
     made.prepare(
         Prepared(
@@ -113,7 +113,7 @@ def test_an_engine_error_ends_the_job() -> None:
 
 
 def test_a_refused_job_has_an_end_without_tokens() -> None:
-    one = Job(Claim("j", 1, 0, "normal", "default", b"x", 0, None, False), 0.0, 0)
+    one = Job(Claim("j", 1, 0, "normal", "default", b"x", 0, None, False), 1, 0.0, 0)
     one.fail(InvalidRequest("no"))
     end = one.end(1.0)
     assert (end.offset, end.reason, end.error, end.message) == (1, "error", "invalid_request", "no")

@@ -1,5 +1,6 @@
 """The worker as a process: its settings, its log, its signals and its exit statuses."""
 
+import asyncio
 import json
 import os
 import re
@@ -11,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stub_engine import StubOptions
+from stub_engine import StubOptions, expected_ids
 from tiny_tokenizer import save_byte_level
 from worker_harness import Client, Worker
 
+from pagestream.producer import AsyncClient
 from pagestream.producer.keys import Keys
 from pagestream.worker.config import EngineConfig
 from pagestream.worker.errors import ConfigError
 from pagestream.worker.loading import LoadingBar
+from pagestream.worker.messages import Sampling
 from pagestream.worker.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +151,48 @@ def test_a_killed_worker_is_replaced(
         assert second.end() == 0
 
 
+def test_a_rolling_restart_under_load_loses_and_repeats_nothing(
+    spawn: Callable[..., Process], redis_url: str, keys: Keys, bare: str
+) -> None:
+    """Each worker drains and is replaced while jobs come in; a grace too short for some of them."""
+    options = {"step_s": 0.01, "max_running": 16}
+
+    async def read(client: AsyncClient, index: int) -> None:
+        sampling = {"max_tokens": 20 + 40 * (index % 4), "ignore_eos": True}
+        job = await client.submit(prompt_ids=[index], **sampling)
+        chunks = [chunk async for chunk in job.stream()]  # raises what a reader would see
+        ids = [token for chunk in chunks for token in chunk.ids]
+        assert ids == expected_ids([index], Sampling(max_tokens=sampling["max_tokens"]))
+        status = await job.status()
+        assert (status.state, status.crashes) == ("done", 0)
+        epochs.append(status.epoch)
+
+    async def serve() -> None:
+        async with AsyncClient(redis_url, queue=keys.queue) as client, asyncio.TaskGroup() as tasks:
+            for index in range(256):
+                tasks.create_task(read(client, index))
+                if index % 64 == 63:  # half of the next 64 come while one is away
+                    await asyncio.to_thread(replace, index // 64 % 2)
+                await asyncio.sleep(0.005)
+
+    def start() -> Process:
+        made = spawn(options, model=bare, grace=0.2)
+        made.wait_log("serves")
+        return made
+
+    def replace(place: int) -> None:
+        old = workers[place]
+        old.process.send_signal(signal.SIGTERM)
+        assert old.wait() == 0
+        workers[place] = start()
+
+    epochs: list[int] = []
+    workers = [start(), start()]
+    asyncio.run(serve())
+    assert len(epochs) == 256
+    assert max(epochs) > 1, "no job was handed back: the restart met none in the middle"
+
+
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -179,6 +224,7 @@ def test_no_redis(spawn: Callable[..., Process]) -> None:
         ({}, {"model": "/nowhere/model"}, 78, "/nowhere/model"),
         ({}, {"redis_url": "http://x"}, 78, "http://"),
         ({}, {"served_model_name": "a b"}, 78, "--served-model-name"),
+        ({}, {"durability": "strict"}, 78, "appendfsync everysec"),
     ],
 )
 def test_a_worker_that_cannot_start_says_why(

@@ -23,10 +23,10 @@ from hypothesis.stateful import (
 )
 from wire_tools import ALL_TOKENS, Wire, Worker, end, row
 
-from pagestream.producer.keys import LANES, Keys
+from pagestream.producer.keys import LANES, SUSPECT_CRASHES, Keys
 from pagestream.producer.lua import Script
 from pagestream.worker.queue.calls import Prefill, Victim
-from pagestream.worker.queue.lease import Claim, StepCall
+from pagestream.worker.queue.lease import Claim, Return, StepCall
 
 TENANTS = ("a", "b")
 UNFINISHED = {"queued", "running"}
@@ -63,8 +63,8 @@ class Runner:
                 self.drop(written.job_id)
         for ended in call.ends:
             self.drop(ended.job_id)
-        for job_id, _ in call.returns:
-            self.drop(job_id)
+        for returned in call.returns:
+            self.drop(returned[0])
         if call.victim is not None and reply.victim_left:
             self.drop(call.victim.job_id)
         for claim in reply.claims:
@@ -235,6 +235,7 @@ class WireMachine(RuleBasedStateMachine):
     @rule(which=index)
     def reap(self, which: int) -> None:
         runner = self.runner(which)
+        self.wire.watch()
         runner.lease.reap(runner.held)
 
     @precondition(lambda self: len(self.runners) < 5)
@@ -263,6 +264,24 @@ class WireMachine(RuleBasedStateMachine):
                 runner.held[crash.job_id] = held._replace(crashes=crash.crashes)
             else:
                 runner.drop(crash.job_id)
+        suspects = [c for c in runner.held.values() if c.crashes >= SUSPECT_CRASHES]
+        if len(runner.held) > 1 and suspects:
+            runner.step(StepCall(returns=[(c.job_id, c.epoch) for c in suspects]), False)
+
+    @precondition(lambda self: self.redis.exists(self.keys.suspects))
+    @rule(cleared=st.booleans(), which=index)
+    def run_suspect(self, cleared: bool, which: int) -> None:
+        """A back-off passes; a worker that has nothing else takes the suspect, and may clear it."""
+        self.redis.zadd(self.keys.suspects, {self.redis.zrange(self.keys.suspects, 0, 0)[0]: 0})
+        runner = self.runner(which)
+        was_idle = not runner.held
+        runner.step(StepCall(slots=4, tokens=ALL_TOKENS), False)
+        for claim in list(runner.held.values()):
+            if claim.crashes >= SUSPECT_CRASHES and was_idle:
+                assert len(runner.held) == 1, "a suspect has company"
+                if cleared:
+                    back = Return(claim.job_id, claim.epoch, None, True)
+                    runner.step(StepCall(returns=[back]), False)
 
     # ---- the server
 
@@ -337,7 +356,12 @@ class WireMachine(RuleBasedStateMachine):
         assert entries == Counter(unfinished)
 
     def check_reachable(self, lane: str, tenant: str, entry_id: bytes, job_id: str) -> None:
-        """A queued job is on the shelf or undelivered, and its tenant is known to wait."""
+        """A queued job is on the shelf or undelivered, and its tenant is known to wait.
+
+        Or it is a suspect, and known as one.
+        """
+        if self.redis.zscore(self.keys.suspects, job_id) is not None:
+            return
         assert self.redis.zscore(self.keys.ready(lane), tenant) is not None
         stream = self.keys.jobs(lane, tenant)
         for group in self.redis.xinfo_groups(stream):
@@ -379,8 +403,11 @@ class WireMachine(RuleBasedStateMachine):
                 self.wire.submit(job_id, lane=lane, tenant=tenant)
                 self.gone.discard(job_id)
         last = Runner(self.wire)
-        for _ in range(5):
+        for _ in range(5 + len(self.jobs)):
+            self.wire.watch()
             last.lease.reap(last.held)
+            for job_id in self.redis.zrange(self.keys.suspects, 0, -1):
+                self.redis.zadd(self.keys.suspects, {job_id: 0})  # their back-off passes
             last.step(StepCall(slots=100, tokens=ALL_TOKENS), lose_answer=False)
             rows = last.rows(-1, 1)
             ends = [end(last.held[row.job_id], row.offset) for row in rows]
@@ -394,6 +421,7 @@ class WireMachine(RuleBasedStateMachine):
         for lane in LANES:
             streams = [self.keys.jobs(lane, tenant) for tenant in TENANTS]
             assert not self.redis.exists(*streams, self.keys.ready(lane))
+        assert not self.redis.exists(self.keys.suspects)
 
 
 @pytest.mark.timeout(1200)

@@ -28,9 +28,12 @@ def test_flags_reach_the_settings(app: typer.Typer, monkeypatch: pytest.MonkeyPa
     flags = "--model m --max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 64 --grace 2"
     more = "--served-model-name s --revision r --dtype float32 --num-blocks 9 --name n"
     rest = "--gpu-memory-utilization 0.5 --load-format dummy --redis-url redis://h/1"
+    faults = (
+        "--heartbeat-ttl 2 --step-stall 8 --max-crashes 4 --health-port 8001 --durability strict"
+    )
     last = "--no-enable-prefix-caching --device cpu --redis-patience 7 --deterministic"
     result = CliRunner().invoke(
-        app, ["worker", *f"{flags} {more} {rest} {last} --max-mixed-tokens 9".split()]
+        app, ["worker", *f"{flags} {more} {rest} {last} {faults} --max-mixed-tokens 9".split()]
     )
     assert result.exit_code == 75, result.output
     wanted: dict[str, Any] = {
@@ -39,6 +42,8 @@ def test_flags_reach_the_settings(app: typer.Typer, monkeypatch: pytest.MonkeyPa
         "num_blocks": 9, "name": "n", "gpu_memory_utilization": 0.5, "load_format": "dummy",
         "redis_url": "redis://h/1", "enable_prefix_caching": False, "device": "cpu",
         "redis_patience": 7.0, "deterministic": True, "max_mixed_tokens": 9,
+        "heartbeat_ttl": 2.0, "step_stall": 8.0, "max_crashes": 4, "health_port": 8001,
+        "durability": "strict",
     }  # fmt: skip
     assert seen[0].model_dump() == wanted
 

@@ -10,11 +10,17 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .errors import InvalidRequest, PagestreamError, QueueUnavailable
+from .errors import InvalidRequest, PagestreamError, QueueUnavailable, RedisFull
 
 _PASSING = ("UNBLOCKED", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 """Errors of a server that is starting or changing its role: wait and ask again."""
@@ -24,6 +30,8 @@ T = TypeVar("T")
 
 def may_pass(error: Exception) -> bool:
     """Return whether an error may pass by itself: an outage, not a refusal."""
+    if isinstance(error, ReadOnlyError):
+        return True
     if isinstance(error, ResponseError):
         return str(error).startswith(_PASSING)
     if isinstance(
@@ -83,6 +91,8 @@ class Calls:
         text = str(error)
         if text.startswith("INVALID "):
             return InvalidRequest(text.removeprefix("INVALID "))
+        if "used memory" in text or text.startswith("OOM"):
+            return RedisFull(f"Redis at {self._address} is at its maxmemory; try again later")
         return QueueUnavailable(f"Redis at {self._address} refuses: {text}")
 
     def _no_answer(self, last: Exception | None, job_id: str | None) -> str:

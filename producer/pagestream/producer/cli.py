@@ -43,9 +43,16 @@ _WORKER_NEEDS = ("torch", "transformers", "safetensors", "pydantic", "pydantic_s
 
 ROOMS = (
     Room("pagestream.producer.commands", ("generate", "chat"), ("typer", "rich"), "cli"),
+    Room(
+        "pagestream.producer.admin_commands",
+        ("info", "show", "delete", "drain", "acl", "dead"),
+        ("typer", "rich"),
+        "cli",
+    ),
     Room("pagestream.producer.tenant_commands", ("tenants",), ("typer", "rich"), "cli"),
     Room("pagestream.worker.cli", ("worker", "up"), _WORKER_NEEDS, "worker"),
     Room("pagestream.worker.bench.cli", ("bench",), _WORKER_NEEDS, "bench"),
+    Room("pagestream.worker.chaos.cli", ("chaos",), _WORKER_NEEDS, "worker"),
 )
 
 

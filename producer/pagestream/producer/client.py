@@ -8,7 +8,7 @@ This module knows what a caller may ask for; how it reaches Redis is `store`'s m
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Literal, Self, Unpack
 
 from .embedded import default_url
 from .errors import InvalidRequest, PagestreamError
@@ -19,6 +19,8 @@ from .reader import RECONNECT_MS
 from .request import QUEUE_LIMIT_JOBS, JobSpec, Request, SubmitOptions, build_request, check_against
 from .store import JobStore
 from .tenants import TenantLimits
+
+Durability = Literal["server", "strict"]
 
 TIMEOUT_MS = 5_000
 """How long a call tries to reach Redis before `QueueUnavailable`."""
@@ -43,6 +45,7 @@ class AsyncClient:
         queue_limit: int = QUEUE_LIMIT_JOBS,
         timeout_ms: int = TIMEOUT_MS,
         reconnect_ms: int = RECONNECT_MS,
+        durability: Durability = "server",
     ) -> None:
         """Prepare a client of one queue.
 
@@ -55,10 +58,14 @@ class AsyncClient:
             queue_limit: unfinished jobs the tenant may have before `QueueFull`.
             timeout_ms: how long a call tries to reach Redis before `QueueUnavailable`.
             reconnect_ms: how long open token streams sit out an outage.
+            durability: what accepted means. `server`: as durable as the server's settings make it;
+                `strict`: on the server's disk, or `NotDurable` where it cannot say so.
 
         Raises:
             InvalidRequest: no queue is named, or a name or the URL has characters it may not have.
         """
+        if durability not in ("server", "strict"):
+            raise InvalidRequest(f"durability={durability!r} is neither 'server' nor 'strict'")
         name = queue or model
         if name is None:
             raise InvalidRequest("name the model, or the queue: AsyncClient(url, model='…')")
@@ -73,6 +80,7 @@ class AsyncClient:
             Keys(self.queue),
             timeout_ms=timeout_ms,
             reconnect_ms=reconnect_ms,
+            strict=durability == "strict",
         )
 
     async def submit(self, prompt: str | None = None, **options: Unpack[SubmitOptions]) -> AsyncJob:
@@ -89,7 +97,9 @@ class AsyncClient:
             JobConflict: the id is taken by a job with another payload.
             QueueFull: the tenant has too many unfinished jobs; the error says when to try again.
             RateLimited: the tenant sends more than it may a second; the error says when, too.
-            QueueUnavailable: Redis cannot be reached; try again under the same id.
+            QueueUnavailable: Redis cannot be reached; try again under the same id. `RedisFull` is
+                a kind of it.
+            NotDurable: the server cannot do what `durability="strict"` asks for.
         """
         given = JobSpec(**options) if prompt is None else JobSpec(prompt=prompt, **options)
         request = self._request(given)

@@ -21,10 +21,12 @@ from .embedded import default_url
 from .errors import (
     InvalidRequest,
     JobLost,
+    NotDurable,
     PagestreamError,
     QueueFull,
     QueueUnavailable,
     RateLimited,
+    RedisFull,
     UnknownModel,
 )
 from .keys import Keys
@@ -39,8 +41,8 @@ TIMEOUT_MS = 3_000
 RedisUrl = Annotated[
     str | None,
     typer.Option(
-        help="redis://, rediss:// or unix:// URL. [default: the server of `pagestream up`, else "
-        "redis://localhost:6379/0]",
+        help="redis://, rediss://, unix:// or redis+sentinel:// URL. "
+        "[default: the server of `pagestream up`, else redis://localhost:6379/0]",
         envvar="PAGESTREAM_REDIS_URL",
     ),
 ]
@@ -273,7 +275,9 @@ def errors_as_sentences() -> Generator[None, None, None]:
 def exit_code(error: PagestreamError) -> int:
     """Return the exit code that stands for an error."""
     codes: Mapping[type[PagestreamError], int] = {
+        RedisFull: LATER,
         QueueUnavailable: UNAVAILABLE,
+        NotDurable: UNAVAILABLE,
         UnknownModel: UNAVAILABLE,
         QueueFull: LATER,
         RateLimited: LATER,

@@ -18,6 +18,7 @@ from redis.exceptions import BusyLoadingError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from . import sentinel
 from .errors import InvalidRequest
 
 TIMEOUT_S = 10.0
@@ -32,7 +33,7 @@ POOL_WAIT_S = 20.0
 """How long a call waits for a free connection before it fails."""
 
 _RETRIED: list[type[Exception]] = [RedisConnectionError, RedisTimeoutError, BusyLoadingError]
-_SCHEMES = ("redis://", "rediss://", "unix://")
+_SCHEMES = ("redis://", "rediss://", "unix://", *sentinel.SCHEMES)
 
 
 def connect(
@@ -46,7 +47,8 @@ def connect(
     """Return a synchronous client: RESP2, bytes in and out, safe to share between threads.
 
     It connects at its first command. `redis://`, `rediss://` (TLS) and `unix://` URLs, with
-    redis-py's query options (`?ssl_ca_certs=…`), which win over what is chosen here.
+    redis-py's query options (`?ssl_ca_certs=…`), which win over what is chosen here; and
+    `redis+sentinel://` URLs, see `sentinel`.
 
     Args:
         url: where the server is.
@@ -57,11 +59,11 @@ def connect(
         max_connections: connections at most; a call beyond them waits for a free one.
 
     Raises:
-        InvalidRequest: the URL is not one of the three kinds.
+        InvalidRequest: the URL is not one of these.
     """
     options = _options(url, client_name, timeout_s)
     pool = _from_url(
-        redis.BlockingConnectionPool,
+        sentinel.pool if url.startswith(sentinel.SCHEMES) else redis.BlockingConnectionPool,
         url,
         **options,
         retry=redis.retry.Retry(_backoff(retries), retries),
@@ -83,11 +85,12 @@ def connect_async(
     """Return an asyncio client; everything else is as in `connect`.
 
     Raises:
-        InvalidRequest: the URL is not one of the three kinds.
+        InvalidRequest: the URL is not one of these.
     """
     options = _options(url, client_name, timeout_s)
+    is_sentinel = url.startswith(sentinel.SCHEMES)
     pool = _from_url(
-        redis.asyncio.BlockingConnectionPool,
+        sentinel.async_pool if is_sentinel else redis.asyncio.BlockingConnectionPool,
         url,
         **options,
         retry=redis.asyncio.retry.Retry(_backoff(retries), retries),
@@ -133,7 +136,11 @@ def _from_url(pool: Any, url: str, **options: Any) -> Any:
             f"a Redis URL begins with {', '.join(_SCHEMES)}; this one has {scheme}"
         )
     try:
-        made = pool.from_url(url, **options)
+        if url.startswith(sentinel.SCHEMES):
+            del options["timeout"]  # these pools do not wait for a free connection
+            made = pool(sentinel.SentinelUrl.parse(url), **options)
+        else:
+            made = pool.from_url(url, **options)
         # An option redis-py does not know is noticed only where a connection is made.
         made.connection_class(**made.connection_kwargs)
         return made

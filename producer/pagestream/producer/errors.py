@@ -104,6 +104,24 @@ class QueueUnavailable(PagestreamError):
     code = "queue_unavailable"
 
 
+class RedisFull(QueueUnavailable):
+    """Redis is at its `maxmemory`; nothing was accepted. Running jobs go on and make room."""
+
+    code = "redis_full"
+
+
+class NotDurable(PagestreamError):
+    """Redis cannot promise what `durability="strict"` asks for; the message says what it lacks."""
+
+    code = "not_durable"
+
+
+class WorkerNotFound(PagestreamError):
+    """No live worker of the queue has the name; `pagestream info` lists those there are."""
+
+    code = "worker_not_found"
+
+
 class WorkerNameTaken(PagestreamError):
     """A live worker of this queue has the name: leave `--name` out, or stop the other worker."""
 

@@ -31,7 +31,10 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """New output of a job."""
 
     id: str
-    """The cursor: `stream(after=chunk.id)` goes on behind this chunk."""
+    """The cursor: `stream(after=chunk.id)` goes on behind this chunk.
+
+    The last chunk of a job that failed has the cursor of the one before: a dead job may be retried,
+    and then its tokens go on from there."""
     text: str = ""
     """May be empty while a character, or what may become a stop string, is incomplete."""
     ids: tuple[int, ...] = ()
@@ -90,6 +93,7 @@ class Progress:
         if after is not None:
             self.tokens = int(after.split("-")[1])
             self.chars = 0 if self.tokens == 0 else None
+        self._cursor = after or "0-0"
 
     def straddles(self, entry: Entry) -> bool:
         """Return whether the entry begins with tokens the reader has and goes on beyond them."""
@@ -119,8 +123,10 @@ class Progress:
         if self.chars is not None:
             self.chars += len(entry.text)
         ended = entry.event == "end"
+        if not ended or entry.reason in ("stop", "length"):
+            self._cursor = entry.id
         return Chunk(
-            id=entry.id,
+            id=self._cursor,
             text=entry.text,
             ids=entry.ids,
             index=self.tokens if ended else entry.start,

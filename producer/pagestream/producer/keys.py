@@ -19,6 +19,9 @@ GROUP = "workers"
 RETURNED = "returned"
 """The consumer that holds jobs handed back or reclaimed, until a worker takes them."""
 
+SUSPECTED = "suspected"
+"""The consumer that holds jobs which are to run alone."""
+
 LANES = ("high", "normal", "low")
 """Priority classes, most urgent first."""
 
@@ -34,10 +37,10 @@ HEARTBEAT_MS = 1_000
 """How often a worker beats."""
 
 CRASH_CAP = 3
-"""A job whose workers died this many times becomes a dead letter."""
+"""A job whose workers died this many times, the last time while it ran alone, is a dead letter."""
 
-REAP_MS = 500
-"""How often a worker looks for jobs of dead workers."""
+SUSPECT_CRASHES = 2
+"""A job that ran at so many deaths is a suspect: it runs alone."""
 
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+@-]{0,199}")
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -121,6 +124,21 @@ class Keys:
     def dead(self) -> str:
         """Stream: dead letters."""
         return f"{self.prefix}dead"
+
+    @property
+    def suspects(self) -> str:
+        """Sorted set: jobs that are to run alone; score = when they may, in Redis's ms."""
+        return f"{self.prefix}suspects"
+
+    @property
+    def isolation(self) -> str:
+        """String with a TTL: the worker that empties itself for the suspects."""
+        return f"{self.prefix}isolation"
+
+    @property
+    def watch(self) -> str:
+        """Hash: since when, and when last, workers have looked at each other's heartbeats."""
+        return f"{self.prefix}watch"
 
     @property
     def pace(self) -> str:

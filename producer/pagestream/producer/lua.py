@@ -27,6 +27,8 @@ PARTS = {
     "reap": ("_shared", "_recover", "reap"),
     "crash": ("_shared", "crash"),
     "leave": ("_shared", "_recover", "leave"),
+    "retry": ("_shared", "retry"),
+    "drain": ("_shared", "drain"),
 }
 """Script -> the files of `scripts/` that make it, in order."""
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 import msgspec
 
 from .errors import InvalidRequest, UnknownModel
-from .keys import LANES, RETENTION_MS, check_name
+from .keys import DEFAULT_TENANT, LANES, RETENTION_MS, check_name
 from .protocol import ModelInfo, Payload, check_prompt, encode_payload
 from .sampling import SamplingParams
 
@@ -62,7 +62,8 @@ class SubmitOptions(SamplingOptions, total=False):
     sampling: SamplingParams
     """Sampling parameters as one value; single ones beside it win."""
     id: str
-    """The job's id, which makes the call idempotent; a random one where it is left out."""
+    """The job's id, which makes the call idempotent; a random one where it is left out, behind
+    `<tenant>.` for a tenant that has a name."""
     lane: Lane
     """Priority: a better lane goes first, and on a full worker takes a worse one's slot."""
     tenant: str
@@ -136,7 +137,8 @@ def build_request(
         )
     job_id = given.get("id")
     if job_id is None:
-        job_id = os.urandom(16).hex()
+        # A tenant's ids can be told apart, so that an ACL can keep tenants apart.
+        job_id = f"{'' if tenant == DEFAULT_TENANT else f'{tenant}.'}{os.urandom(16).hex()}"
     check_name("job id", job_id)
     payload = Payload(
         model=model,

@@ -13,6 +13,7 @@ from redis.exceptions import NoScriptError
 
 from .calls import Calls, may_pass
 from .connection import connect_async
+from .durability import check_on_disk, has_barrier
 from .errors import JobConflict, JobLost, JobNotFound, PagestreamError, QueueFull, RateLimited
 from .job import CancelOutcome, JobStatus, Source
 from .keys import QUEUES, Keys
@@ -44,8 +45,10 @@ Accepted = bool
 class JobStore:
     """One queue's jobs, seen from a client; belongs to one event loop."""
 
-    def __init__(self, url: str, keys: Keys, *, timeout_ms: int, reconnect_ms: int) -> None:
-        """Prepare; the first command connects.
+    def __init__(
+        self, url: str, keys: Keys, *, timeout_ms: int, reconnect_ms: int, strict: bool = False
+    ) -> None:
+        """Prepare; the first command connects. `strict`: accepted means on disk.
 
         Raises:
             InvalidRequest: the URL is not one that Redis clients take.
@@ -53,6 +56,10 @@ class JobStore:
         self.keys = keys
         self._redis: Any = connect_async(url, client_name=_CLIENT_NAME)
         self._calls = Calls(self._redis, url, timeout_ms)
+        self._timeout_ms = timeout_ms
+        self._strict = strict
+        self._has_barrier: bool | None = None
+        """Whether the server can say that writes are on disk; None until it was asked."""
         # Connections of their own for what blocks: a reader must not hold up a submit.
         self._blocking: Any = connect_async(
             url,
@@ -82,11 +89,11 @@ class JobStore:
             RateLimited: the tenant sends more than it may a second.
             InvalidRequest: the script refuses an argument.
             QueueUnavailable: Redis cannot be reached.
+            NotDurable: `strict` is more than this server can do.
         """
-        arguments = self._submit_arguments(request)
-        reply = await self._calls.run(
-            lambda: self._submit.run(self._redis, self.keys.bell, *arguments), job_id=request.id
-        )
+        (reply,) = await self._calls.run(lambda: self._pipeline([request]), job_id=request.id)
+        if isinstance(reply, Exception):
+            raise self._calls.refused(reply)
         return self._outcome(request, reply)
 
     async def submit_many(self, requests: Sequence[Request]) -> list[Accepted | PagestreamError]:
@@ -208,10 +215,15 @@ class JobStore:
 
     async def _pipeline(self, part: Sequence[Request]) -> list[Any]:
         """Send the jobs of one part in one round trip; a reply or an exception each."""
+        if self._strict and self._has_barrier is None:
+            self._has_barrier = await has_barrier(self._redis)
         replies = await self._send(part)
         if any(isinstance(reply, NoScriptError) for reply in replies):
             await self._redis.script_load(self._submit.text)
             replies = await self._send(part)
+        if self._has_barrier:
+            *replies, _, barrier = replies
+            check_on_disk(barrier)
         for reply in replies:
             if isinstance(reply, Exception) and may_pass(reply):
                 raise reply
@@ -222,6 +234,10 @@ class JobStore:
             for request in part:
                 arguments = self._submit_arguments(request)
                 pipeline.execute_command("EVALSHA", self._submit.sha, 1, self.keys.bell, *arguments)
+            if self._has_barrier:
+                # A write of this connection comes after every job that was there already.
+                pipeline.xadd(self.keys.bell, {"ring": ""}, maxlen=1, approximate=False)
+                pipeline.execute_command("WAITAOF", 1, 0, self._timeout_ms // 2)
             return await pipeline.execute(raise_on_error=False)
 
     def _submit_arguments(self, request: Request) -> tuple[str, bytes, bytes]:

@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-from .client import TIMEOUT_MS, AsyncClient
+from .client import TIMEOUT_MS, AsyncClient, Durability
 from .errors import PagestreamError, QueueUnavailable
 from .job import AsyncJob, CancelOutcome, Chunk, JobStatus, Result, TokenStream
 from .keys import DEFAULT_TENANT
@@ -171,6 +171,7 @@ class Client:
         queue_limit: int = QUEUE_LIMIT_JOBS,
         timeout_ms: int = TIMEOUT_MS,
         reconnect_ms: int = RECONNECT_MS,
+        durability: Durability = "server",
     ) -> None:
         self._loop = _Loop()
         try:
@@ -183,6 +184,7 @@ class Client:
                     queue_limit=queue_limit,
                     timeout_ms=timeout_ms,
                     reconnect_ms=reconnect_ms,
+                    durability=durability,
                 )
             )
         except BaseException:

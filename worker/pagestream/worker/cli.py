@@ -24,7 +24,9 @@ ServedName = Annotated[
     str | None,
     typer.Option(help="The name clients ask for, and the queue's. [default: the model's]"),
 ]
-RedisUrl = Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:// URL.")]
+RedisUrl = Annotated[
+    str | None, typer.Option(help="redis://, rediss://, unix:// or redis+sentinel:// URL.")
+]
 Name = Annotated[
     str | None,
     typer.Option(
@@ -36,6 +38,24 @@ Grace = Annotated[
 ]
 RedisPatience = Annotated[
     float | None, typer.Option(help="Seconds Redis may be away before the worker gives up.")
+]
+HeartbeatTtl = Annotated[
+    float | None,
+    typer.Option(help="Seconds of silence after which the others take this worker for dead."),
+]
+StepStall = Annotated[
+    float | None,
+    typer.Option(help="Seconds after which a step that does not end is a dead engine."),
+]
+MaxCrashes = Annotated[
+    int | None, typer.Option(help="Deaths of its worker or engine that make a job a dead letter.")
+]
+Durability = Annotated[
+    str | None,
+    typer.Option(help="server, or strict: refuse a Redis that does not sync before it answers."),
+]
+HealthPort = Annotated[
+    int | None, typer.Option(help="Answer /livez and /readyz here. [default: do not]")
 ]
 MaxModelLen = Annotated[
     int | None, typer.Option(help="Prompt and output tokens together. [default: the model's]")
@@ -83,6 +103,11 @@ def worker(
     name: Name = None,
     grace: Grace = None,
     redis_patience: RedisPatience = None,
+    heartbeat_ttl: HeartbeatTtl = None,
+    step_stall: StepStall = None,
+    max_crashes: MaxCrashes = None,
+    durability: Durability = None,
+    health_port: HealthPort = None,
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = None,
     max_num_batched_tokens: MaxBatched = None,
@@ -109,6 +134,9 @@ def up(
     served_model_name: ServedName = None,
     name: Name = None,
     grace: Grace = None,
+    step_stall: StepStall = None,
+    max_crashes: MaxCrashes = None,
+    health_port: HealthPort = None,
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = None,
     max_num_batched_tokens: MaxBatched = None,

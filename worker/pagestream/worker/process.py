@@ -7,7 +7,6 @@ and no torch; the frames are those of `messages`.
 """
 
 import ctypes
-import gc
 import logging
 import multiprocessing
 import os
@@ -136,7 +135,10 @@ class EngineProcess:
             self._process.kill()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Close the socket, which ends the child; kill it after `timeout_s`."""
+        """Close the socket, which ends the child; kill it after `timeout_s`.
+
+        A child that the system cannot end (its driver does not return) is left behind.
+        """
         if self._socket is None or self._process is None or self._reader is None:
             return
         # Wakes our reader and ends the child's; close() alone would do neither.
@@ -144,11 +146,12 @@ class EngineProcess:
         self._process.join(timeout_s)
         if self._process.exitcode is None:
             self._process.kill()
-            self._process.join()
+            self._process.join(timeout_s)
         if self._reader is not threading.current_thread():
             self._reader.join(timeout_s)
         self._socket.close()
-        self._process.close()
+        if self._process.exitcode is not None:
+            self._process.close()
         self._socket = self._process = self._reader = None
 
     @staticmethod
@@ -228,9 +231,6 @@ def _serve(
 ) -> None:
     """Take messages and run steps until told to drain and nothing runs."""
     ready = engine.ready()
-    # What was loaded stays: no collection has to look at it again.
-    gc.collect()
-    gc.freeze()
     outbox.put(ready)
     load = Load(free_blocks=ready.num_blocks)
     draining = False

@@ -15,16 +15,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
-from redis.exceptions import RedisError
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
 
 from pagestream.producer.connection import connect
+from pagestream.producer.durability import check_fsync_always
 from pagestream.producer.errors import PagestreamError, WorkerNameTaken, WorkerReplaced
 from pagestream.producer.keys import Keys
 from pagestream.producer.protocol import ModelInfo
 
 from .config import EngineConfig
+from .health import Health, probes
 from .loading import LoadingBar
 from .messages import Fatal, Ready
 from .models.hub import generation_defaults, resolve
@@ -104,8 +108,10 @@ def serve(
 ) -> int:
     """Serve until `stop` says so, and return the exit status; whoever sets it wakes the inbox."""
     engine = EngineProcess(partial(build, settings.engine_config()), inbox.put_frame)
+    health = Health(answer_s=settings.heartbeat_ttl)
     try:
-        _serve(settings, stop, inbox, engine)
+        with probes(settings.health_port, health):
+            _serve(settings, stop, inbox, engine, health)
     except _Exit as ending:
         if ending.status != OK:
             logger.error("%s", ending)
@@ -128,7 +134,9 @@ def serve(
     return OK
 
 
-def _serve(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: EngineProcess) -> None:
+def _serve(
+    settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: EngineProcess, health: Health
+) -> None:
     keys = Keys(settings.queue)
     worker = settings.name or f"{socket.gethostname()}-{secrets.token_hex(4)}"
     redis = connect(settings.redis_url, client_name=worker)
@@ -138,6 +146,8 @@ def _serve(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: Engin
         raise _Exit(
             REDIS_UNAVAILABLE, f"no Redis at {_without_password(settings.redis_url)}: {error}"
         ) from error
+    if settings.durability == "strict":
+        check_fsync_always(_append_settings(redis))
     directory = resolve(settings.model, settings.revision, weights=False)
     engine.start()
     tokenizer = Tokenizer.load(directory)
@@ -145,15 +155,31 @@ def _serve(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: Engin
     ready = _wait_until_ready(inbox, stop)
     info = model_info(keys.queue, ready, tokenizer)
 
-    patience = Patience(lambda: LAST_WORD_S if stop.now else settings.redis_patience)
-    lease = Lease(redis, keys, worker)
+    def limit_s() -> float:
+        return LAST_WORD_S if stop.now else settings.redis_patience
+
+    patience = Patience(limit_s, health.answered, health.failed)
+    ttl_ms = int(settings.heartbeat_ttl * 1000)
+    lease = Lease(
+        *(redis, keys, worker),
+        heartbeat_ttl_ms=ttl_ms,
+        heartbeat_ms=ttl_ms // 3,
+        crash_cap=settings.max_crashes,
+    )
     patience.call(lease.register, info)
     logger.info("%s", _banner(worker, info, ready))
     intake = IntakeThread(
-        Intake(tokenizer, info, defaults), partial(patience.call, lease.replay), inbox.put
+        Intake(tokenizer, info, defaults),
+        partial(Patience(limit_s).call, lease.replay),
+        inbox.put,
     )
-    loop = QueueLoop(lease, engine, intake, inbox, ready, stop, patience, grace_s=settings.grace)
+    loop = QueueLoop(
+        *(lease, engine, intake, inbox, ready, stop, patience),
+        grace_s=settings.grace,
+        step_stall_s=settings.step_stall,
+    )
     try:
+        health.serves(loop.refuses)
         loop.run()
     except EngineLost:
         _leave(lease)
@@ -163,6 +189,14 @@ def _serve(settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: Engin
     # Not after a bug: the jobs it may have met then count a crash when this worker is found dead.
     _leave(lease)
     logger.info("worker %s has stopped", worker)
+
+
+def _append_settings(redis: Redis) -> dict[str, str]:
+    try:
+        settings: Any = redis.config_get("append*")
+        return settings
+    except ResponseError as error:
+        raise _Exit(BAD_CONFIG, f"--durability strict has to read CONFIG: {error}") from error
 
 
 def _without_password(url: str) -> str:

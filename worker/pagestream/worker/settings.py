@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pagestream.producer.errors import InvalidRequest
-from pagestream.producer.keys import check_name
+from pagestream.producer.keys import CRASH_CAP, HEARTBEAT_TTL_MS, check_name
 
 from .config import EngineConfig
 from .errors import ConfigError
@@ -35,6 +35,11 @@ class WorkerSettings(BaseSettings):
     name: str | None = None
     grace: float = Field(default=30.0, ge=0)
     redis_patience: float = Field(default=600.0, gt=0)
+    heartbeat_ttl: float = Field(default=HEARTBEAT_TTL_MS / 1000, ge=0.3)
+    step_stall: float = Field(default=30.0, gt=0)
+    max_crashes: int = Field(default=CRASH_CAP, ge=1)
+    durability: Literal["server", "strict"] = "server"
+    health_port: int | None = Field(default=None, ge=1, le=65535)
     max_model_len: int | None = Field(default=None, ge=2)
     max_num_seqs: int = Field(default=1024, ge=1)
     max_num_batched_tokens: int = Field(default=8192, ge=1)

@@ -4,15 +4,18 @@
 -- counts a crash; without, it left of its own will. Returns how many went back and how many died.
 local function recover(worker, cap)
   local back, dead = 0, 0
+  local held = call('HKEYS', prefix .. 'running:' .. worker)
   local function take_from_worker(job)
-    if cap and crashed(job, cap) then
+    local before = job.last_error and (job.last_error .. '\nthen ') or ''
+    local why = before .. 'worker ' .. worker .. ' died: its heartbeat ended'
+    if cap and crashed(job, cap, #held == 1, why) then
       dead = dead + 1
     else
       put_back(job)
       back = back + 1
     end
   end
-  for _, id in ipairs(call('HKEYS', prefix .. 'running:' .. worker)) do
+  for _, id in ipairs(held) do
     local job = load_job(id)
     if job and job.state == 'running' and job.owner == worker then take_from_worker(job) end
   end

@@ -2,7 +2,8 @@
 -- The loader puts this text before each script, so that `call`, `now`, `load_job`, … are in scope.
 --
 -- A job is in exactly one of three places, and each function here moves it whole:
---   queued    its lane entry is undelivered, or pending for the consumer `returned` (the shelf)
+--   queued    its lane entry is undelivered, or pending for the consumer `returned` (the shelf), or
+--             for `suspected`: then `suspects` says from when on a worker may run it, alone
 --   running   its lane entry is pending for its owner, and `running:<owner>` holds its lease
 --   finished  no lane entry; the record and the reply expire together
 -- The record is the truth; `running:<worker>` is its index by owner: one read fences a whole step.
@@ -13,10 +14,13 @@ if not prefix then
   return redis.error_reply('INVALID KEYS[1] must be a key of a queue: {ps:<queue>}:…')
 end
 
-local GROUP, RETURNED = 'workers', 'returned'
+local GROUP, RETURNED, SUSPECTED = 'workers', 'returned', 'suspected'
 local LANES = {'high', 'normal', 'low'}
 local DEAD_LETTERS_MAX = 10000
 local BURST_S = 10 -- a rate limit lets so many seconds' worth through at once
+local SUSPECT_CRASHES = 2 -- a job that ran at so many deaths is run alone
+local BACK_OFF_MS, BACK_OFF_MS_MAX = 1000, 60000
+local ERROR_BYTES_MAX = 4000
 
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -138,6 +142,7 @@ end
 local FIELDS = {
   'state', 'epoch', 'crashes', 'owner', 'lane', 'tenant', 'entry', 'tokens_max', 'cancel',
   'mirror', 'queue_deadline_ms', 'deadline_ms', 'retention_ms', 'reader_timeout_ms', 'reader_due_ms',
+  'retry_ms', 'last_error',
 }
 local FINISHED = {done = true, cancelled = true, expired = true, failed = true, dead = true}
 
@@ -278,7 +283,17 @@ local function finish_here(job, state, reason, error_code, message)
   })
 end
 
--- Take a job from its owner and put it on the shelf, its progress kept, its epoch unchanged.
+-- Make a consumer the holder of a job's lane entry, delivered before or not.
+local function assign(job, consumer)
+  local claim = {'XCLAIM', job.stream, GROUP, consumer, 0, job.entry, 'FORCE', 'JUSTID'}
+  if redis.pcall(unpack(claim)).err then -- somebody deleted the group
+    call('XGROUP', 'CREATE', job.stream, GROUP, '0')
+    call(unpack(claim))
+  end
+end
+
+-- Take a job from its owner and put it on the shelf, or among the suspects; its progress is kept,
+-- its epoch unchanged.
 local function put_back(job)
   if (job.owner or '') ~= '' then call('HDEL', prefix .. 'running:' .. job.owner, job.id) end
   if job.cancel then
@@ -289,12 +304,13 @@ local function put_back(job)
     job.entry = call('XADD', job.stream, '*', 'id', job.id, 'tokens_max', job.tokens_max or '0')
   end
   call('HSET', prefix .. 'job:' .. job.id, 'state', 'queued', 'owner', '', 'entry', job.entry)
-  local shelve = {'XCLAIM', job.stream, GROUP, RETURNED, 0, job.entry, 'FORCE', 'JUSTID'}
-  if redis.pcall(unpack(shelve)).err then -- somebody deleted the group
-    call('XGROUP', 'CREATE', job.stream, GROUP, '0')
-    call(unpack(shelve))
+  if job.crashes >= SUSPECT_CRASHES then
+    assign(job, SUSPECTED)
+    call('ZADD', prefix .. 'suspects', math.max(now, tonumber(job.retry_ms or 0)), job.id)
+  else
+    assign(job, RETURNED)
+    make_ready(job.lane, job.tenant)
   end
-  make_ready(job.lane, job.tenant)
 end
 
 -- Cancel an unfinished job, for good: `why` outlives a worker that is told and dies.
@@ -308,16 +324,51 @@ local function cancel_job(job, why)
   call('XADD', prefix .. 'ctl:' .. job.owner, '*', 'kind', 'cancel', 'id', job.id)
 end
 
--- Count one crash of whoever held the job; at the cap it becomes a dead letter. True if it did.
-local function crashed(job, cap)
-  job.crashes = call('HINCRBY', prefix .. 'job:' .. job.id, 'crashes', 1)
-  if job.crashes < cap then return false end
-  local message = 'the worker died ' .. job.crashes .. ' times while it ran this job'
+-- A job is no suspect any more: it runs beside others again.
+local function clear(job)
+  job.crashes = SUSPECT_CRASHES - 1
+  call('HSET', prefix .. 'job:' .. job.id, 'crashes', job.crashes)
+  call('ZREM', prefix .. 'suspects', job.id)
+end
+
+-- Who killed is found: those who only stood by are suspects no more.
+local function clear_suspects()
+  for _, id in ipairs(call('ZRANGE', prefix .. 'suspects', 0, 999)) do
+    local job = load_job(id)
+    if job and job.state == 'queued' then
+      clear(job)
+      put_back(job)
+    else
+      call('ZREM', prefix .. 'suspects', id)
+    end
+  end
+  ring()
+end
+
+local function bury(job, error_text)
+  local message = 'the worker or its engine died ' .. job.crashes .. ' times while it ran this job'
   local payload = call('HGET', prefix .. 'job:' .. job.id, 'payload')
   local letter = call('XADD', prefix .. 'dead', 'MAXLEN', '~', DEAD_LETTERS_MAX, '*',
-    'id', job.id, 'reason', 'crashed', 'message', message, 'worker', job.owner or '',
-    'crashes', job.crashes, 'lane', job.lane, 'tenant', job.tenant, 'payload', payload or '')
+    'id', job.id, 'reason', 'crashed', 'message', message, 'error', error_text,
+    'worker', job.owner or '', 'crashes', job.crashes, 'epoch', job.epoch + 1, 'lane', job.lane,
+    'tenant', job.tenant, 'tokens_max', job.tokens_max or '0', 'mirror', job.mirror or '',
+    'retention_ms', job.retention_ms or '3600000', 'payload', payload or '')
   call('HSET', prefix .. 'job:' .. job.id, 'letter', letter)
   finish_here(job, 'dead', 'error', 'crashed', message)
-  return true
+end
+
+-- Count one crash of whoever held the job. At the cap it becomes a dead letter, if it ran alone:
+-- beside others it need not be the one that kills. True if it did.
+local function crashed(job, cap, alone, error_text)
+  job.crashes = call('HINCRBY', prefix .. 'job:' .. job.id, 'crashes', 1)
+  error_text = string.sub(error_text, -ERROR_BYTES_MAX)
+  if alone and job.crashes >= cap then
+    bury(job, error_text)
+    clear_suspects()
+    return true
+  end
+  local doublings = math.min(math.max(job.crashes - SUSPECT_CRASHES, 0), 10)
+  job.retry_ms = digits(now + math.min(BACK_OFF_MS * 2 ^ doublings, BACK_OFF_MS_MAX))
+  call('HSET', prefix .. 'job:' .. job.id, 'retry_ms', job.retry_ms, 'last_error', error_text)
+  return false
 end

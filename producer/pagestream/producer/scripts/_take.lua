@@ -3,6 +3,7 @@
 
 local AGE_MS = 30000 -- a job that has waited this long counts one class higher, again and again;
 -- it may then overtake better lanes, in as many slots of a worker as are kept for such jobs
+local ISOLATION_MS = 5000 -- a worker that empties itself for suspects and dies is followed by another
 local DROPS_MAX = 256 -- entries that cannot be claimed (expired, malformed) handled in one call
 
 local drops = DROPS_MAX
@@ -63,6 +64,11 @@ local function claimable(head, worker)
   local job = head.job
   if job and job.entry == head.entry and job.state == 'running' then
     deliver(head, job.owner) -- delivered anew, by a group that was made again
+    return false
+  end
+  if job and job.entry == head.entry and job.state == 'queued' and job.crashes >= SUSPECT_CRASHES then
+    if not head.shelved then deliver(head, worker) end
+    put_back(job) -- the same of a suspect
     return false
   end
   local waits = job and job.entry == head.entry and not FINISHED[job.state]
@@ -150,6 +156,36 @@ local function claim(head, worker, need, aged)
   return describe(job, epoch)
 end
 
+-- A suspect that is due, for a worker that has nothing else; it is not given more beside it. Since
+-- a queue may keep every worker busy for ever, one at a time empties itself for the suspects.
+-- Returns the claim, and whether this worker is the one that takes nothing now.
+local function take_suspect(worker, job_tokens_max)
+  for _, id in ipairs(call('ZRANGEBYSCORE', prefix .. 'suspects', '-inf', now, 'LIMIT', 0, 16)) do
+    local job = load_job(id)
+    local waits = job and job.state == 'queued' and job.crashes >= SUSPECT_CRASHES
+    if waits and call('HLEN', prefix .. 'running:' .. worker) > 0 then
+      local isolation = prefix .. 'isolation'
+      if (call('GET', isolation) or worker) ~= worker then return nil, false end
+      call('SET', isolation, worker, 'PX', ISOLATION_MS)
+      return nil, true
+    end
+    call('ZREM', prefix .. 'suspects', id)
+    if waits and deadline_passed(job) then
+      finish_here(job, 'expired', 'expired', 'expired', 'its deadline passed in the queue')
+    elseif waits then
+      assign(job, RETURNED)
+      local need = math.min(tonumber(job.tokens_max or 0), job_tokens_max)
+      local head = {stream = job.stream, entry = job.entry, shelved = true, job = job}
+      local claimed = claim(head, worker, need, false)
+      if claimed then
+        charge(job.tenant, need)
+        return claimed, false
+      end
+    end
+  end
+  return nil, false
+end
+
 -- Forget what was looked up of a tenant: what comes next for it may be another job now.
 local function look_again(tenant)
   for lane, head in pairs(heads) do
@@ -162,6 +198,10 @@ end
 -- [lane, tenant, tokens] of the best that still waits.
 local function take(worker, room, evict)
   local claims = {}
+  if room.slots > 0 and call('EXISTS', prefix .. 'suspects') == 1 then
+    local suspect, is_emptying = take_suspect(worker, room.job_tokens_max)
+    if suspect or is_emptying then return {suspect}, {} end
+  end
   if call('EXISTS', prefix .. 'ready:high', prefix .. 'ready:normal', prefix .. 'ready:low') == 0 then
     return claims, {}
   end

@@ -1,6 +1,6 @@
 -- Take back the jobs of workers whose heartbeat is gone, end jobs whose time or readers are, and list
 -- those this worker holds.
--- KEYS[1] {ps:<queue>}:step:<worker>   ARGV worker, crash cap
+-- KEYS[1] {ps:<queue>}:step:<worker>   ARGV worker, crash cap, beat_ttl_ms
 -- -> [now_ms, jobs put back, jobs dead, [dead worker …], [[id, epoch] … of this worker],
 --     [tenant, weight, … where one is set]]
 
@@ -8,9 +8,24 @@ local TENANTS_KEPT = 100
 local DUE_MAX = 256 -- jobs looked at in one call
 local LOOK_AGAIN_MS = 5000
 
-local worker, cap = ARGV[1], tonumber(ARGV[2])
+local worker, cap, beat_ttl_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local watch = prefix .. 'watch'
+
+-- A heartbeat that is gone says something only while somebody has been watching. When nobody could
+-- reap for a while (Redis was down or stood still), those of the living are gone as well, and they
+-- get a heartbeat's life to come back.
+local function is_watched()
+  -- A first write that a server out of memory allows, and then all that follows.
+  call('HDEL', watch, '')
+  local seen = call('HMGET', watch, 'last_ms', 'since_ms')
+  local last_ms, since_ms = tonumber(seen[1] or 0), tonumber(seen[2] or now)
+  if now < last_ms or now - last_ms > beat_ttl_ms / 2 then since_ms = now end
+  call('HSET', watch, 'last_ms', digits(now), 'since_ms', digits(since_ms))
+  return now - since_ms >= beat_ttl_ms
+end
+
 local back, dead, gone = 0, 0, {}
-for _, other in ipairs(call('HKEYS', prefix .. 'model')) do
+for _, other in ipairs(is_watched() and call('HKEYS', prefix .. 'model') or {}) do
   if other ~= worker and call('EXISTS', prefix .. 'hb:' .. other) == 0 then
     local taken, died = recover(other, cap)
     back, dead = back + taken, dead + died

@@ -4,7 +4,7 @@
 --               slots, tokens, tokens of one job at most, control_after, prefills, aged_slots, victim]
 --   rows     [[id, epoch, entry id, choice, start, "12 99 3", text] …]
 --   ends     [[id, epoch, offset, choice, reason, text, usage, timings, error, message] …]
---   returns  [[id, epoch, tokens_max if known better] …]
+--   returns  [[id, epoch, tokens_max if known better, true if it is suspected no more] …]
 --   prefills [[id, epoch, prompt tokens computed, in the place of what the claim was charged] …]
 --   victim   [id, epoch, lane, tenant, tokens]: if the best waiting job is of this lane and tenant and
 --            finds no room, the job goes back and makes room for so many tokens; or []
@@ -173,6 +173,7 @@ local function apply()
         job.tokens_max = digits(item[3])
         call('HSET', prefix .. 'job:' .. job.id, 'tokens_max', job.tokens_max)
       end
+      if item[4] then clear(job) end
       put_back(job)
       leases[job.id] = nil
       back = back + 1

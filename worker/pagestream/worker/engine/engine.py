@@ -7,6 +7,7 @@ for the host; on a CPU each step is committed at once. The loop is the same.
 Knows no Redis, no text and no processes.
 """
 
+import gc
 import os
 from collections import deque
 from collections.abc import Callable
@@ -96,6 +97,8 @@ def build_engine(
 ) -> Engine:
     """Load the model, size and allocate the cache, and compile everything before the first job.
 
+    Python's objects of that moment are frozen (`gc.freeze`): no garbage collection visits them.
+
     Args:
         config: the settings.
         progress: told (bytes loaded, bytes in all) while weights load.
@@ -154,6 +157,9 @@ def build_engine(
         weight_bytes=model.weight_bytes,
         kv_bytes=num_blocks * block_bytes(model.spec),
     )
+    # What was loaded stays. A collection that looks at all of it holds a step up for 90 ms.
+    gc.collect()
+    gc.freeze()
     return Engine(scheduler, runner, model, ready)
 
 

@@ -27,13 +27,19 @@ MIXED_SEQS = 256
 sequence is a row of the LM head, dear enough not to be computed for nobody."""
 
 
-def decode_buckets(max_running: int) -> list[int]:
-    """Numbers of sequences to capture: 1, 2, 4, by 8 to 256, by 16 to 512, by 32 beyond.
+LONG_STEP = 32
+"""Of the buckets for longer contexts: few graphs, for steps that are long anyway."""
 
-    Padding costs at most 7 rows where a row is dear, and 31 where it is not. The last is the most.
+
+def decode_buckets(max_running: int, step: int = 8) -> list[int]:
+    """Numbers of sequences to capture, ending in the most: by `step` to 256, then in larger steps.
+
+    Padding costs at most 7 rows where a row is dear; from 256 on a row costs little, and by 32 and
+    by 64 keeps the graphs few: each one takes some 50 ms of the start.
     """
-    sizes = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16), *range(544, max_running + 32, 32)]
-    return [size for size in sizes if size < max_running] + [max_running]
+    fine = {1, 2, 4, 8, 16, 24, *range(32, 257, step)}
+    coarse = {*range(256, 513, 4 * step), *range(512, max_running + 8 * step, 8 * step)}
+    return [*sorted(size for size in fine | coarse if size < max_running), max_running]
 
 
 class StepGraphs:
@@ -41,9 +47,13 @@ class StepGraphs:
 
     def __init__(self, max_running: int, max_model_tokens: int, max_step_tokens: int) -> None:
         self._max_running = max_running
-        self._decodes = decode_buckets(max_running)
         self._mixed = [tokens for tokens in MIXED_TOKENS if tokens <= max_step_tokens]
-        self._bounds = sorted({min(SHORT_CONTEXT_TOKENS, max_model_tokens), max_model_tokens})
+        short = min(SHORT_CONTEXT_TOKENS, max_model_tokens)
+        # Bound on the context -> numbers of sequences; the short bound first.
+        self._decodes = {short: decode_buckets(max_running)}
+        self._short_bound = short
+        if max_model_tokens > short:
+            self._decodes[max_model_tokens] = decode_buckets(max_running, LONG_STEP)
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
@@ -52,21 +62,20 @@ class StepGraphs:
         for tokens in reversed(self._mixed):
             for seqs in reversed(self._mixed_seqs(tokens)):
                 yield self._mixed_shape(tokens, seqs)
-        for bound in reversed(self._bounds):
-            for seqs in reversed(self._decodes):
+        for bound, sizes in reversed(self._decodes.items()):
+            for seqs in reversed(sizes):
                 yield _decode_shape(seqs, bound)
 
     def fit(self, shape: StepShape) -> StepShape | None:
         """The captured shape that holds a step of `shape`; None if no captured one does."""
         if not shape.max_prefills:
-            seqs = next(size for size in self._decodes if size >= shape.num_seqs)
-            return _decode_shape(
-                seqs, next(bound for bound in self._bounds if bound >= shape.max_kv_len)
-            )
+            bound = next(bound for bound in self._decodes if bound >= shape.max_kv_len)
+            seqs = next(size for size in self._decodes[bound] if size >= shape.num_seqs)
+            return _decode_shape(seqs, bound)
         tokens = next((size for size in self._mixed if size >= shape.num_tokens), None)
         if tokens is None or shape.max_prefills > MIXED_PREFILLS:
             return None
-        if shape.max_kv_len > self._bounds[0]:
+        if shape.max_kv_len > self._short_bound:
             return None
         seqs = next(size for size in self._mixed_seqs(tokens) if size >= shape.num_seqs)
         return self._mixed_shape(tokens, seqs)
@@ -90,7 +99,7 @@ class StepGraphs:
         return sorted({min(MIXED_SEQS, most), most})
 
     def _mixed_shape(self, tokens: int, seqs: int) -> StepShape:
-        return StepShape(seqs, tokens, True, min(seqs, MIXED_PREFILLS), self._bounds[0])
+        return StepShape(seqs, tokens, True, min(seqs, MIXED_PREFILLS), self._short_bound)
 
 
 def _decode_shape(seqs: int, bound: int) -> StepShape:

@@ -42,9 +42,22 @@ class RedisGone(Exception):
 class Patience:
     """Makes calls through outages of Redis."""
 
-    def __init__(self, limit_s: Callable[[], float]) -> None:
-        """`limit_s()` is how long an outage may last now; it is asked again at every attempt."""
+    def __init__(
+        self,
+        limit_s: Callable[[], float],
+        on_answer: Callable[[], None] = lambda: None,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Prepare; nothing is called yet.
+
+        Args:
+            limit_s: how long an outage may last now; it is asked again at every attempt.
+            on_answer: called after each call that worked.
+            on_failure: called after each that did not, and will be made again.
+        """
         self._limit_s = limit_s
+        self._on_answer = on_answer
+        self._on_failure = on_failure
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function`, again and again while Redis cannot answer.
@@ -69,10 +82,12 @@ class Patience:
                 if logged_s is None or now_s - logged_s > LOG_EVERY_S:
                     logger.warning("Redis is away (%.1f s so far): %s", now_s - began_s, error)
                     logged_s = now_s
+                self._on_failure()
                 # Random, so that the workers of a queue do not all come back at once.
                 time.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
             else:
+                self._on_answer()
                 if began_s is not None:
                     logger.warning("Redis is back after %.1f s", time.monotonic() - began_s)
                 return result

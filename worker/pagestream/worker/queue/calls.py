@@ -49,6 +49,8 @@ class Return(NamedTuple):
     epoch: int
     tokens_max: int | None = None
     """The prompt's length, if it is better known now than when the job was submitted."""
+    is_cleared: bool = False
+    """A suspect that has shown itself harmless: it may run beside others again."""
 
 
 class Prefill(NamedTuple):
@@ -114,7 +116,7 @@ class Control(NamedTuple):
 
     id: str
     kind: str
-    """`cancel` (stop the job `job_id`) or `drain`; ignore any other."""
+    """`cancel` (stop the job `job_id`), `drain`, or `stop` (at once); ignore any other."""
     job_id: str
 
 

@@ -55,8 +55,8 @@ class Prepared(NamedTuple):
 class Intaken(NamedTuple):
     """What became of a claim: a request, or the error that ends it."""
 
-    job_id: str
-    epoch: int
+    claim: Claim
+    """The very one that was submitted."""
     request: Prepared | PagestreamError | None
     """None: the job could not be looked at, and goes back to the queue."""
     replayed_ids: list[int]
@@ -194,7 +194,7 @@ class IntakeThread:
                 # One job's payload must not end the thread that prepares all the others.
                 logger.exception("job %s could not be prepared", claim.job_id)
                 request = PagestreamError(f"the worker could not prepare this job: {error!r}")
-            self._post(Intaken(claim.job_id, claim.epoch, request, replayed_ids))
+            self._post(Intaken(claim, request, replayed_ids))
 
 
 def published_ids(entries: Iterable[Entry]) -> list[int]:

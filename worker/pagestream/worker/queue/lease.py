@@ -13,9 +13,6 @@ from typing import Any
 
 import msgspec
 import redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoPermissionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from pagestream.producer.errors import WorkerNameTaken, WorkerReplaced
 from pagestream.producer.keys import (
@@ -103,6 +100,8 @@ class Lease:
         self._redis: Any = redis
         self._keys = keys
         self._key = keys.step(worker)
+        self.reap_ms = heartbeat_ttl_ms // 6
+        """How often to call `reap`."""
         self._ttl_ms = heartbeat_ttl_ms
         self._heartbeat_ms = heartbeat_ms
         self._crash_cap = crash_cap
@@ -117,8 +116,6 @@ class Lease:
         self._control_id = "0-0"
         self._beat_due_ms = 0.0
         self._clock = _Clock()
-        self._outage = False
-        self._no_reap_before_ms = 0.0
 
     def register(self, info: ModelInfo) -> None:
         """Begin to live: take the name, beat once, say what is served.
@@ -141,8 +138,6 @@ class Lease:
             )
         self._step = 0
         self._beat_due_ms = _monotonic_ms() + self._heartbeat_ms
-        if self._server_is_new():
-            self._no_reap_before_ms = _monotonic_ms() + self._ttl_ms
 
     def step(self, call: StepCall) -> StepReply:
         """Publish, finish, hand back and claim, in one atomic call.
@@ -211,30 +206,32 @@ class Lease:
     def reap(self, held: Container[str]) -> Reaped:
         """Take back the jobs of dead workers; find jobs of our own that we do not run.
 
-        Does nothing while a step is unanswered, or within a heartbeat's life of an outage: then
-        every heartbeat is stale, and the others need that long to come back.
+        Does nothing while a step is unanswered. Nobody is taken for dead before the workers, this
+        one or others, have been reaping for a heartbeat's life: after an outage every heartbeat is
+        stale. For that, call it every `reap_ms`.
 
         Args:
             held: ids of every job this worker holds.
         """
-        if self._unanswered is not None or _monotonic_ms() < self._no_reap_before_ms:
+        if self._unanswered is not None:
             return Reaped()
-        answer = self._call("reap", self.worker, self._crash_cap)
-        _, put_back, dead, workers, own, weights = answer
+        args = (self.worker, self._crash_cap, self._ttl_ms)
+        _, put_back, dead, workers, own, weights = self._call("reap", *args)
         self._lost = [
             (job_id.decode(), epoch) for job_id, epoch in own if job_id.decode() not in held
         ]
         gone = tuple(worker.decode() for worker in workers)
         return Reaped(put_back, dead, gone, tuple(self._lost), read_weights(weights))
 
-    def crashed(self, running: Sequence[tuple[str, int, int]]) -> list[Crash]:
+    def crashed(self, running: Sequence[tuple[str, int, int]], error: str = "") -> list[Crash]:
         """The engine died while this worker lives: count a crash for each job it ran.
 
         Args:
             running: (job id, epoch, crashes known so far). A call repeated with the same numbers
                 counts once.
+            error: what the engine said last, for the dead letter.
         """
-        outcome = self._call("crash", _pack((self.worker, self._crash_cap, running)))
+        outcome = self._call("crash", _pack((self.worker, self._crash_cap, running, error)))
         return [Crash(job_id.decode(), crashes, what.decode()) for job_id, crashes, what in outcome]
 
     def replay(self, job_id: str) -> list[Entry]:
@@ -257,11 +254,7 @@ class Lease:
         """
         block_ms = max(1, min(timeout_ms, WAIT_MS_MAX))
         seen: Any = {self._keys.bell: bell_id, self._keys.control(self.worker): self._control_id}
-        try:
-            return bool(self._redis.xread(seen, count=1, block=block_ms))
-        except (RedisConnectionError, RedisTimeoutError):
-            self._outage = True
-            raise
+        return bool(self._redis.xread(seen, count=1, block=block_ms))
 
     def leave(self) -> None:
         """Leave the queue: what is still held goes back, no crash is counted, and the keys go."""
@@ -276,24 +269,7 @@ class Lease:
         return self._clock.now_ms()
 
     def _call(self, name: str, *args: Any) -> Any:
-        """Run a script; notice outages, which make every worker's heartbeat stale."""
-        try:
-            answer = self._scripts[name](self._redis, self._key, *args)
-        except (RedisConnectionError, RedisTimeoutError):
-            self._outage = True
-            raise
-        if self._outage:
-            self._outage = False
-            self._no_reap_before_ms = _monotonic_ms() + self._ttl_ms
-        return answer
-
-    def _server_is_new(self) -> bool:
-        """Whether the server came up so lately that other workers may still be on their way."""
-        try:
-            info = self._redis.info("server")
-        except NoPermissionError:
-            return True
-        return info.get("uptime_in_seconds", 0) * 1000 < 2 * self._ttl_ms
+        return self._scripts[name](self._redis, self._key, *args)
 
 
 class _Clock:

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from pagestream.producer.errors import PagestreamError
-from pagestream.producer.keys import REAP_MS
 from pagestream.producer.protocol import FinishReason
 
 from ..messages import Abort, Fatal, Output, Ready, Step
@@ -28,15 +27,12 @@ from .inbox import Inbox
 from .intake import Intaken, IntakeThread
 from .lease import Lease
 from .reply import REQUEST_SEPARATOR, Job
+from .supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
-MAX_RESTARTS = 3
-RESTART_WINDOW_S = 600.0
 STEPS_TO_REPORT = 2
 """Steps of the engine after which its reports show what it was told to stop."""
-STALL_S = 30.0
-"""An engine that has requests and says nothing for so long is wedged."""
 
 
 class StopFlag:
@@ -54,7 +50,7 @@ class StopFlag:
 
 
 class EngineLost(Exception):
-    """The engine died too often; every job has been handed back."""
+    """The engine was given up; every job has been handed back."""
 
 
 class QueueLoop:
@@ -75,10 +71,23 @@ class QueueLoop:
         patience: Patience,
         *,
         grace_s: float,
+        step_stall_s: float,
     ) -> None:
-        """The engine process is up and has said `ready`; the worker is registered."""
+        """The engine process is up and has said `ready`; the worker is registered.
+
+        Args:
+            lease: where jobs come from, and what holds them.
+            engine: what runs them.
+            intake: what prepares them.
+            inbox: where the engine's and the intake's answers arrive.
+            ready: what the engine said.
+            stop: set by whoever wants the worker to end.
+            patience: how calls to Redis are made.
+            grace_s: what running jobs get to finish in a drain.
+            step_stall_s: an engine that has requests and says nothing for so long is wedged.
+        """
         self._lease = lease
-        self._engine = engine
+        self._engine = Supervisor(engine, step_stall_s)
         self._intake = intake
         self._inbox = inbox
         self._credit = Credit(ready)
@@ -87,10 +96,7 @@ class QueueLoop:
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
         self._dirty: dict[str, Job] = {}
-        self._engine_is_up = True
-        self._engine_is_lost = False
-        self._deaths_s: list[float] = []
-        self._heard_s = time.monotonic()
+        self._claims = 0
         self._drain_until_s: float | None = None
         self._victim: Victim | None = None
         self._evict_from_step = 0
@@ -103,7 +109,7 @@ class QueueLoop:
         """Serve until stopped; no job is held when this returns, or raises `EngineLost`.
 
         Raises:
-            EngineLost: the engine died more than `MAX_RESTARTS` times in `RESTART_WINDOW_S`.
+            EngineLost: the engine died too often, or hangs and cannot be killed.
             RedisGone: Redis was away for longer than the worker waits.
             WorkerReplaced: another process took this worker's name while this one was away.
         """
@@ -115,13 +121,17 @@ class QueueLoop:
                 call = self._next_call()
                 self._act_on(call, self._patience.call(self._lease.step, call))
             self._reap_if_due()
-        if self._engine_is_lost:
-            raise EngineLost(
-                f"the engine died {len(self._deaths_s)} times in {RESTART_WINDOW_S:.0f} s"
-            )
+        if self._engine.lost:
+            raise EngineLost(self._engine.lost)
+
+    def refuses(self) -> str:
+        """Return why no job is taken now, or nothing; from any thread."""
+        if self._stop.drain:
+            return "it is draining"
+        return "" if self._engine.is_up else "the engine is being started again"
 
     def _is_done(self) -> bool:
-        return not self._jobs and (self._stop.drain or self._engine_is_lost)
+        return not self._jobs and (self._stop.drain or bool(self._engine.lost))
 
     # ---- waiting, and what arrives
 
@@ -129,7 +139,7 @@ class QueueLoop:
         """Wait for the engine while something runs, else for the bell; never past the next duty."""
         reap_s = self._next_reap_s - time.monotonic()
         due_s = 0.0 if self._rung else min(self._lease.beat_due_ms() / 1000, reap_s)
-        if due_s <= 0 or self._jobs or not self._engine_is_up:
+        if due_s <= 0 or self._jobs or not self._engine.is_up:
             return self._inbox.take(due_s)
         self._rung = self._patience.call(self._lease.wait, self._bell_id, int(due_s * 1000) + 1)
         return self._inbox.take(0.0)
@@ -137,7 +147,7 @@ class QueueLoop:
     def _take_event(self, event: object) -> None:
         match event:
             case Step():
-                self._heard_s = time.monotonic()
+                self._engine.heard()
                 self._credit.load = event.load
                 for output in event.outputs:
                     self._take_output(output)
@@ -153,21 +163,27 @@ class QueueLoop:
                 assert event is None, f"nobody puts a {type(event).__name__} in the inbox"
 
     def _take_output(self, output: Output) -> None:
-        job_id, _, epoch = output.request_id.rpartition(REQUEST_SEPARATOR)
+        job_id = output.request_id.rpartition(REQUEST_SEPARATOR)[0]
         job = self._jobs.get(job_id)
         # Tokens of a job that has ended here, or of an earlier claim of it, are nobody's.
-        if job is None or job.reason is not None or job.is_returning or str(job.epoch) != epoch:
+        if job is None or job.reason is not None or job.is_returning:
             return
-        job.take(output, self._heard_s)
+        if job.request_id != output.request_id:
+            return
+        job.take(output, self._engine.heard_s)
         self._dirty[job_id] = job
         if job.reason is not None:
             if output.finish is None:  # a stop string, which the engine cannot see
                 self._forget_in_engine([job])
             job.is_sent = False
+        elif job.is_cleared:
+            self._hand_back([job])
 
     def _take_intaken(self, intaken: Intaken) -> None:
-        job = self._jobs.get(intaken.job_id)
-        if job is None or job.epoch != intaken.epoch or job.reason is not None or job.is_returning:
+        job = self._jobs.get(intaken.claim.job_id)
+        if job is None or job.reason is not None or job.is_returning:
+            return
+        if job.claim is not intaken.claim:
             return
         job.resume(intaken.replayed_ids)
         if isinstance(intaken.request, PagestreamError):
@@ -178,12 +194,12 @@ class QueueLoop:
             self._dirty[job.id] = job
         elif job.request is None or not self._credit.fits(job, self._jobs.values()):
             self._hand_back([job])
-        elif self._engine_is_up:
+        elif self._engine.is_up:
             self._run(job)
 
     def _run(self, job: Job) -> None:
         if not any(other.is_sent for other in self._jobs.values()):
-            self._heard_s = time.monotonic()  # it had nothing to say
+            self._engine.heard()  # it had nothing to say
         job.is_sent = True
         self._engine.send(job.add())
 
@@ -200,12 +216,13 @@ class QueueLoop:
             logger.info("draining: %d jobs have %.0f s to finish", len(self._jobs), self._grace_s)
             self._drain_until_s = now_s + self._grace_s
         grace_is_over = self._drain_until_s is not None and now_s >= self._drain_until_s
-        if self._stop.now or grace_is_over or self._engine_is_lost:
+        if self._stop.now or grace_is_over or self._engine.lost:
             self._hand_back(self._jobs.values())
-        if now_s - self._heard_s > STALL_S and any(job.is_sent for job in self._jobs.values()):
-            logger.error("the engine has said nothing for %.0f s: killing it", STALL_S)
-            self._heard_s = now_s
-            self._engine.kill()
+        ran = [job for job in self._jobs.values() if job.is_sent]
+        if ran:
+            self._engine.check()
+            if self._engine.lost:
+                self._count_crash(ran, self._engine.lost)
 
     def _is_step_due(self) -> bool:
         return bool(self._dirty or self._rung) or self._lease.beat_due_ms() == 0
@@ -221,8 +238,9 @@ class QueueLoop:
         victim, self._victim = self._victim, None
         if victim is not None and (victim.job_id in leaving or victim.job_id not in self._jobs):
             victim = None
-        if self._engine_is_up and not self._stop.drain:
-            staying = [job for job in self._jobs.values() if job.id not in leaving]
+        staying = [job for job in self._jobs.values() if job.id not in leaving]
+        is_alone = any(job.is_suspect for job in staying)
+        if self._engine.is_up and not self._stop.drain and not is_alone:
             slots, tokens = self._credit.of(staying)
             aged = aged_slots(staying, self._credit.max_running)
         else:
@@ -231,7 +249,12 @@ class QueueLoop:
             rows=rows,
             ends=[job.end(now_s) for job in leaving.values() if not job.is_returning],
             returns=[
-                Return(job.id, job.epoch, job.context_tokens if job.request else None)
+                Return(
+                    job.id,
+                    job.epoch,
+                    job.context_tokens if job.request else None,
+                    job.is_cleared,
+                )
                 for job in leaving.values()
                 if job.is_returning
             ],
@@ -251,7 +274,7 @@ class QueueLoop:
     def _reap_if_due(self) -> None:
         now_s = time.monotonic()
         if now_s >= self._next_reap_s:
-            self._next_reap_s = now_s + REAP_MS / 1000
+            self._next_reap_s = now_s + self._lease.reap_ms / 1000
             reaped = self._patience.call(self._lease.reap, self._jobs)
             self._weights = reaped.weights
             # Jobs of dead workers wait now, or jobs of ours that the next step hands back.
@@ -264,18 +287,24 @@ class QueueLoop:
             self._roll_back()
             return
         self._bell_id = reply.bell_id
-        self._forget_settled(call, reply)
-        for claim in reply.claims:
-            self._take_claim(claim, reply.now_ms, took_a_place=reply.victim_left)
-        for control in reply.controls:
-            self._take_control(control)
+        self._settle(call, reply)
+        if reply.status == "applied":
+            # Written before this step's claims: what they say is of jobs held until now.
+            self._take_controls(reply.controls)
+            for claim in reply.claims:
+                self._take_claim(claim, reply.now_ms, took_a_place=reply.victim_left)
+        else:
+            for claim in reply.claims:
+                if not self._holds(claim):
+                    self._take_claim(claim, reply.now_ms, took_a_place=reply.victim_left)
+            self._take_controls(reply.controls)
         if reply.victim_left and not reply.claims:  # it takes more than one to make that room
             self._evict_from_step = self._credit.engine_step + STEPS_TO_REPORT
         if reply.waiting is not None:
             self._make_room(reply.waiting)
 
-    def _forget_settled(self, call: StepCall, reply: StepReply) -> None:
-        """Let go of jobs that are over here, or another's."""
+    def _settle(self, call: StepCall, reply: StepReply) -> None:
+        """Let go of what the write has ended, handed back, or found to be another's."""
         for row, code in zip(call.rows, reply.row_codes, strict=True):
             if code == "f":
                 logger.warning("job %s has another owner now", row.job_id)
@@ -295,7 +324,13 @@ class QueueLoop:
         # Before it is tokenized a prompt counts for its longest: there may be room after all. And it
         # takes a while until the engine's reports show the room that a victim made.
         untold = slots and any(job.request is None for job in running)
-        if self._stop.drain or untold or self._credit.engine_step < self._evict_from_step:
+        is_alone = any(job.is_suspect for job in running)
+        if (
+            self._stop.drain
+            or is_alone
+            or untold
+            or self._credit.engine_step < self._evict_from_step
+        ):
             return
         self._victim = choose_victim(
             running,
@@ -306,20 +341,29 @@ class QueueLoop:
         )
         self._rung = self._rung or self._victim is not None
 
-    def _take_claim(self, claim: Claim, now_ms: int, *, took_a_place: bool) -> None:
+    def _holds(self, claim: Claim) -> bool:
+        """Whether a claim of a repeated answer is known already."""
         held = self._jobs.get(claim.job_id)
-        if held is not None and held.epoch == claim.epoch:
-            return  # a repeated answer
-        self._drop(claim.job_id)
-        job = self._jobs[claim.job_id] = Job(claim, time.monotonic(), now_ms)
+        return held is not None and (held.epoch, held.claim.queued_ms) == (
+            claim.epoch,
+            claim.queued_ms,
+        )
+
+    def _take_claim(self, claim: Claim, now_ms: int, *, took_a_place: bool) -> None:
+        self._drop(claim.job_id)  # deleted, and submitted again
+        self._claims += 1
+        job = Job(claim, self._claims, time.monotonic(), now_ms)
         job.took_a_place = took_a_place
+        self._jobs[claim.job_id] = job
         self._intake.submit(claim)
 
-    def _take_control(self, control: Control) -> None:
-        if control.kind == "drain":
-            self._stop.drain = True
-        elif (job := self._jobs.get(control.job_id)) is not None:
-            self._end([job], "cancelled")
+    def _take_controls(self, controls: list[Control]) -> None:
+        for control in controls:
+            if control.kind in ("drain", "stop"):
+                self._stop.drain = True
+                self._stop.now = self._stop.now or control.kind == "stop"
+            elif (job := self._jobs.get(control.job_id)) is not None:
+                self._end([job], "cancelled")
 
     def _roll_back(self) -> None:
         """Redis forgot acknowledged writes: go back to what it has, drop what is not ours."""
@@ -361,7 +405,7 @@ class QueueLoop:
 
     def _forget_in_engine(self, jobs: list[Job]) -> None:
         sent = [job.request_id for job in jobs if job.is_sent]
-        if sent and self._engine_is_up:
+        if sent:
             self._engine.send(Abort(sent))
         for job in jobs:
             job.is_sent = False
@@ -369,35 +413,29 @@ class QueueLoop:
     # ---- the engine's life
 
     def _engine_died(self, died: Died) -> None:
-        """What it said before was taken; start another, unless that has been done too often."""
-        self._engine_is_up = False
-        now_s = time.monotonic()
-        self._deaths_s = [at for at in self._deaths_s if now_s - at < RESTART_WINDOW_S] + [now_s]
+        """What it said before was taken."""
         ran = [job for job in self._jobs.values() if job.is_sent]
-        logger.error(
-            "the engine process ended (status %d) with %d jobs; %d times in %.0f s",
-            *(died.exit_code, len(ran), len(self._deaths_s), RESTART_WINDOW_S),
-        )
+        logger.error("an engine process with %d jobs is gone", len(ran))
         for job in self._jobs.values():
             job.is_sent = job.is_answered = False
-        self._engine.stop()
-        if len(self._deaths_s) > MAX_RESTARTS:
-            self._engine_is_lost = True
-        else:
-            self._engine.start()
-        self._count_crash(ran)
+        self._count_crash(ran, self._engine.died(died))
 
-    def _count_crash(self, ran: list[Job]) -> None:
+    def _count_crash(self, ran: list[Job], last_words: str) -> None:
+        """Say who was there; suspects go back to the queue, to be run alone."""
         running = [(job.id, job.epoch, job.crashes) for job in ran]
-        for crash in self._patience.call(self._lease.crashed, running):
-            self._jobs[crash.job_id].crashes = crash.crashes
+        for crash in self._patience.call(self._lease.crashed, running, last_words):
+            self._jobs[crash.job_id].crashed(crash.crashes)
             if crash.outcome != "kept":
                 logger.warning("job %s is %s after a crash", crash.job_id, crash.outcome)
                 self._drop(crash.job_id)
+            if crash.outcome == "dead":  # it was the job, not the engine
+                self._engine.excuse()
+        if len(self._jobs) > 1:
+            self._hand_back([job for job in self._jobs.values() if job.is_suspect])
 
     def _engine_came_up(self) -> None:
         """Give a new engine everything that is to run, from the token logs."""
-        self._engine_is_up = True
+        self._engine.came_up()
         self._credit.load = None
         self._rung = True
         for job in self._jobs.values():

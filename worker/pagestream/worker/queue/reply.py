@@ -6,6 +6,7 @@ Redis and no engine process; times are this process's monotonic seconds.
 """
 
 from pagestream.producer.errors import PagestreamError
+from pagestream.producer.keys import SUSPECT_CRASHES
 from pagestream.producer.protocol import FinishReason, Timings, Usage
 
 from ..messages import Add, Output
@@ -15,6 +16,10 @@ from .intake import Prepared
 
 REQUEST_SEPARATOR = "#"
 
+PROBATION_TOKENS = 64
+"""What a suspect has to give alone before it is cleared: the engine may have been so far ahead of
+what was heard of it (`process.OUTBOX_STEPS`) when it died."""
+
 
 class Job:
     """A claimed job until its end is written.
@@ -23,8 +28,17 @@ class Job:
     string do not exist.
     """
 
-    def __init__(self, claim: Claim, now_s: float, now_ms: int) -> None:
-        """`now_s` and `now_ms` are the claim's time on this clock and on Redis's."""
+    def __init__(self, claim: Claim, number: int, now_s: float, now_ms: int) -> None:
+        """Take a claim, the `number`-th of this process.
+
+        Args:
+            claim: what Redis said.
+            number: an epoch does not tell two claims of a job apart: one that Redis forgot, or that
+                was deleted, is followed by another of the same epoch.
+            now_s: the claim's time on this clock.
+            now_ms: the same on Redis's.
+        """
+        self.claim = claim
         self.id = claim.job_id
         self.epoch = claim.epoch
         self.lane = claim.lane
@@ -49,8 +63,12 @@ class Job:
         self.is_returning = False
         """The job goes back to the queue in the next write."""
         self.crashes = claim.crashes
+        """Deaths of a worker or an engine that the job was running at."""
         self.deadline_ms = claim.deadline_ms
         """In Redis's time."""
+        self._probation_ids = 0
+        """Ids it had when it became a suspect."""
+        self._number = number
         self._error = ""
         self._message = ""
         self._text = ""
@@ -64,17 +82,33 @@ class Job:
     @property
     def request_id(self) -> str:
         """The engine's name for this claim of the job: a later claim is another request."""
-        return f"{self.id}{REQUEST_SEPARATOR}{self.epoch}"
+        return f"{self.id}{REQUEST_SEPARATOR}{self._number}"
 
     @property
     def context_tokens(self) -> int:
         """Tokens the engine has to compute, or find in its cache, before the next one."""
         return self.prompt_tokens + len(self.ids)
 
+    @property
+    def is_suspect(self) -> bool:
+        """It was running at several deaths, so it runs alone until it is cleared."""
+        return self.crashes >= SUSPECT_CRASHES
+
+    @property
+    def is_cleared(self) -> bool:
+        """A suspect that has outlived where it was when the others died."""
+        return self.is_suspect and len(self.ids) >= self._probation_ids + PROBATION_TOKENS
+
+    def crashed(self, crashes: int) -> None:
+        """The engine died while it ran the job, which now has so many crashes."""
+        self.crashes = crashes
+        self._probation_ids = len(self.ids)
+
     def resume(self, ids: list[int]) -> None:
         """Take the output tokens that earlier claims published."""
         self.ids = list(ids)
         self.published = len(ids)
+        self._probation_ids = len(ids)
 
     def prepare(self, request: Prepared) -> None:
         """Take the tokenized request; a resumed job may turn out to be complete."""

@@ -1,0 +1,34 @@
+"""The suite can fail: with one protection taken out of the workers, the table turns red."""
+
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pagestream.worker.chaos.run import choose, run
+from pagestream.worker.chaos.stage import Options
+from pagestream.worker.chaos.table import show
+
+PLANTED = Path(__file__).with_name("planted.py")
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("plant", "fault"),
+    [("fence", "worker paused"), ("step-key", "redis rolled back"), ("owner", "worker paused")],
+)
+async def test_a_missing_protection_turns_the_table_red(plant: str, fault: str) -> None:
+    options = Options(
+        seed=7,
+        in_flight=12,
+        patience_s=8,
+        worker_command=(sys.executable, str(PLANTED), plant),
+    )
+    report = await run(options, choose([fault], options), seconds=60, rounds=2, say=print)
+    assert report.rows[0].times > 0
+    assert not report.total.tally.clean
+    shown = StringIO()
+    show(Console(file=shown, width=110), report)
+    assert "THE PROMISE WAS BROKEN" in shown.getvalue()

@@ -1,0 +1,136 @@
+"""`durability="strict"`: accepted means on disk, or the server is refused."""
+
+import asyncio
+import contextlib
+
+import pytest
+import redis
+
+from pagestream.producer import AsyncClient, InvalidRequest, JobLost, NotDurable, QueueUnavailable
+from pagestream.producer.durability import check_fsync_always, check_on_disk, has_barrier
+
+
+class OldServer:
+    """What a server without WAITAOF answers."""
+
+    def __init__(self, **settings: str) -> None:
+        self.settings = settings
+
+    async def execute_command(self, *words: object) -> None:
+        raise redis.ResponseError(f"unknown command '{words[0]}', with args beginning with: ")
+
+    async def config_get(self, pattern: str) -> dict[str, str]:
+        if not self.settings:
+            raise redis.exceptions.NoPermissionError("this user has no permissions to run 'config'")
+        return self.settings
+
+
+def submit(url, queue, count=1, **options):
+    async def run():
+        async with AsyncClient(url, queue=queue, **options) as client:
+            if count == 1:
+                return await client.submit("hi", id="j0")
+            return await client.submit_many([{"prompt": "hi", "id": f"j{i}"} for i in range(count)])
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("fsync", ["everysec", "always"])
+def test_a_submit_waits_for_the_disk(own_server, count, fsync):
+    server = own_server("--appendfsync", fsync)
+    submit(server.url, "q", count, durability="strict")
+    with contextlib.closing(redis.Redis.from_url(server.url)) as client:
+        assert client.exists(*(f"{{ps:q}}:job:j{index}" for index in range(count))) == count
+        # The check, one for the script that was not known yet, and the one that counts.
+        assert client.info("commandstats")["cmdstat_waitaof"]["calls"] == 3
+
+
+def test_a_job_that_no_disk_has_is_not_accepted(own_server):
+    """A server that leaves syncing to the system never says that a write is on disk."""
+    server = own_server("--appendfsync", "no")
+    with pytest.raises(QueueUnavailable, match="under the same id"):
+        submit(server.url, "q", durability="strict", timeout_ms=400)
+
+
+def test_an_attached_job_is_on_disk_too(own_server):
+    """Another connection wrote it: the barrier has to cover that write as well."""
+    server = own_server()
+    with contextlib.closing(redis.Redis.from_url(server.url)) as client:
+        submit(server.url, "q")
+        job = submit(server.url, "q", durability="strict")
+        assert job.attached
+        assert client.info("commandstats")["cmdstat_waitaof"]["calls"] == 2, (
+            "the check, the barrier"
+        )
+        assert client.xlen("{ps:q}:bell") == 1
+
+
+def test_a_server_without_a_file_is_refused_before_anything_is_accepted(own_server):
+    server = own_server("--appendonly", "no")
+    with pytest.raises(NotDurable, match="appendonly"):
+        submit(server.url, "q", durability="strict")
+    with contextlib.closing(redis.Redis.from_url(server.url)) as client:
+        assert client.dbsize() == 0
+    assert not submit(server.url, "q").attached
+
+
+def test_a_server_that_loses_its_file_later_is_refused(own_server):
+    server = own_server()
+
+    async def run():
+        async with AsyncClient(server.url, queue="q", durability="strict") as client:
+            await client.submit("hi")
+            with contextlib.closing(redis.Redis.from_url(server.url)) as admin:
+                admin.config_set("appendonly", "no")
+            with pytest.raises(NotDurable):
+                await client.submit("hi")
+
+    asyncio.run(run())
+
+
+def test_a_lost_job_is_submitted_again_under_its_id(own_server):
+    server = own_server()
+
+    async def run():
+        async with AsyncClient(server.url, queue="q") as client:
+            job = await client.submit("hi", id="j0")
+            reading = asyncio.create_task(job.result())
+            await asyncio.sleep(0)
+            with contextlib.closing(redis.Redis.from_url(server.url)) as admin:
+                admin.flushall()  # all was in the window that was lost
+            with pytest.raises(JobLost, match="submit"):
+                await asyncio.wait_for(reading, 20)
+            assert not (await client.submit("hi", id="j0")).attached
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"appendonly": "yes", "appendfsync": "everysec"}, "appendfsync everysec"),
+        ({"appendonly": "no", "appendfsync": "always"}, "appendonly no"),
+        ({}, "cannot be read"),
+    ],
+)
+def test_an_old_server_has_to_sync_always(settings, said):
+    with pytest.raises(NotDurable, match=said):
+        asyncio.run(has_barrier(OldServer(**settings)))
+
+
+def test_an_old_server_that_syncs_always_will_do():
+    server = OldServer(appendonly="yes", appendfsync="always")
+    assert asyncio.run(has_barrier(server)) is False
+    check_fsync_always({"appendonly": "yes", "appendfsync": "always"})
+
+
+def test_a_disk_that_is_too_slow_is_no_acceptance():
+    with pytest.raises(QueueUnavailable, match="same id"):
+        check_on_disk([0, 0])
+    check_on_disk([1, 0])
+
+
+def test_the_word_is_checked():
+    with pytest.raises(InvalidRequest, match="'paranoid'"):
+        AsyncClient("redis://x", queue="q", durability="paranoid")

@@ -1,0 +1,56 @@
+"""The master dies, its replica is promoted, and nobody who uses Sentinel's URL notices more."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sentinel_set import SentinelSet
+from stub_engine import StubOptions, expected_ids
+from worker_harness import Worker
+
+from pagestream.producer import AsyncClient
+from pagestream.producer.keys import Keys
+from pagestream.worker.messages import Sampling
+
+JOBS, TOKENS = 8, 400
+
+
+@pytest.fixture
+def sentinels() -> Iterator[SentinelSet]:
+    made = SentinelSet()
+    yield made
+    made.remove()
+
+
+def test_a_failover_mid_stream(sentinels: SentinelSet, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    worker = Worker(sentinels.url, Keys("failover"), tmp_path, StubOptions(step_s=0.01)).start()
+
+    async def read(client: AsyncClient, index: int) -> list[int]:
+        job = await client.submit(
+            prompt_ids=[index], max_tokens=TOKENS, ignore_eos=True, id=f"j{index}"
+        )
+        ids: list[int] = []
+        async for chunk in job.stream():
+            ids += chunk.ids
+            started.set()
+        return ids
+
+    async def main() -> list[list[int]]:
+        async with AsyncClient(sentinels.url, queue="failover", timeout_ms=20_000) as client:
+            readers = [asyncio.create_task(read(client, index)) for index in range(JOBS)]
+            await started.wait()
+            await asyncio.to_thread(sentinels.fail_over)
+            after = await client.submit(prompt_ids=[99], max_tokens=3, ignore_eos=True)
+            assert len((await after.result()).ids) == 3
+            return await asyncio.gather(*readers)
+
+    started = asyncio.Event()
+    try:
+        replies = asyncio.run(main())
+        for index, ids in enumerate(replies):
+            assert ids == expected_ids([index], Sampling(max_tokens=TOKENS))
+        assert sentinels.replica.client.exists(Keys("failover").out("j0"))
+    finally:
+        assert worker.end() == 0

@@ -1,0 +1,1 @@
+"""`pagestream chaos`: jobs with known answers, faults, and a table of what was lost or repeated."""

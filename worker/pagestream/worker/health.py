@@ -1,0 +1,115 @@
+"""What a probe is told: whether this worker is alive, and whether it takes jobs.
+
+`Health` is written by the threads that know and read by the one that answers HTTP. Alive means that
+the loop gets on, or knows that Redis is away and tries again; ready means that it serves now.
+This module knows no jobs, no Redis and no engine.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from .errors import ConfigError
+
+STUCK_S = 60.0
+"""A worker that has neither reached Redis nor failed to for so long hangs: beyond every timeout of
+a connection, so that an outage is never taken for it."""
+
+
+class Health:
+    """The state of one worker, in the words of a probe."""
+
+    def __init__(self, answer_s: float) -> None:
+        """A worker is ready only if Redis has answered within the last `answer_s`."""
+        self._answer_s = answer_s
+        self._answered_s = self._tried_s = time.monotonic()
+        self._refuses: Callable[[], str] | None = None
+
+    def serves(self, refuses: Callable[[], str]) -> None:
+        """The worker is registered; `refuses()` says why it takes no jobs now, or nothing."""
+        self.answered()
+        self._refuses = refuses
+
+    def answered(self) -> None:
+        """Redis has answered a call."""
+        self._answered_s = self._tried_s = time.monotonic()
+
+    def failed(self) -> None:
+        """Redis has not answered, or refused; the call will be made again."""
+        self._tried_s = time.monotonic()
+
+    def not_alive(self) -> str:
+        """Return why the process should be replaced, or nothing."""
+        stuck_s = time.monotonic() - self._tried_s
+        if self._refuses is not None and stuck_s > STUCK_S:
+            return f"no call to Redis has ended for {stuck_s:.0f} s"
+        return ""
+
+    def not_ready(self) -> str:
+        """Return why the worker takes no jobs now, or nothing."""
+        if self._refuses is None:
+            return "it is loading"
+        silent_s = time.monotonic() - self._answered_s
+        if silent_s > self._answer_s:
+            return f"Redis has not answered for {silent_s:.1f} s"
+        return self._refuses()
+
+
+class HealthServer(ThreadingHTTPServer):
+    """Answers `/livez` and `/readyz` on every address of the host: 200, or 503 and why."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, health: Health) -> None:
+        self.health = health
+        super().__init__(("", port), _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 5
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, HealthServer), "this handler is one of a HealthServer"
+        health = self.server.health
+        answers = {"/livez": health.not_alive, "/readyz": health.not_ready}
+        answer = answers.get(self.path.partition("?")[0])
+        if answer is None:
+            self.send_error(404, "this worker answers /livez and /readyz")
+            return
+        why = answer()
+        body = json.dumps({"ok": not why, "why": why}).encode()
+        self.send_response(503 if why else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: a probe comes every few seconds."""
+
+
+@contextmanager
+def probes(port: int | None, health: Health) -> Generator[None, None, None]:
+    """Answer probes while the block runs; without a port, do nothing.
+
+    Raises:
+        ConfigError: the port cannot be had.
+    """
+    if port is None:
+        yield
+        return
+    try:
+        server = HealthServer(port, health)
+    except OSError as error:
+        raise ConfigError(f"--health-port {port} cannot be used: {error}") from error
+    thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
