@@ -321,16 +321,12 @@ class QueueLoop:
         """Offer a job for the one that waits, in the next write, where the rules want it."""
         running = [job for job in self._jobs.values() if not job.reason and not job.is_returning]
         slots, tokens = self._credit.of(running)
-        # Before it is tokenized a prompt counts for its longest: there may be room after all. And it
-        # takes a while until the engine's reports show the room that a victim made.
+        # Before it is tokenized a prompt counts for its longest: there may be room after all. It
+        # takes a while until the engine's reports show the room that a victim made. And a suspect
+        # is alone on purpose.
         untold = slots and any(job.request is None for job in running)
-        is_alone = any(job.is_suspect for job in running)
-        if (
-            self._stop.drain
-            or is_alone
-            or untold
-            or self._credit.engine_step < self._evict_from_step
-        ):
+        is_early = untold or self._credit.engine_step < self._evict_from_step
+        if self._stop.drain or is_early or any(job.is_suspect for job in running):
             return
         self._victim = choose_victim(
             running,
