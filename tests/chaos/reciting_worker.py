@@ -19,7 +19,7 @@ from pagestream.worker.config import EngineConfig
 from pagestream.worker.service import log_to_stderr, run_worker
 from pagestream.worker.settings import read_settings
 
-OPTIONS = StubOptions(vocab_size=4096, max_model_tokens=1024, max_running=32, step_s=0.01)
+OPTIONS = StubOptions(vocab_size=4096, max_model_tokens=1024, max_running=16, step_s=0.01)
 WRONG = 3
 
 

@@ -55,6 +55,7 @@ async def kill_producer(stage: Stage, row: Row, random: Random) -> bool:
 def _spec(job: LoadJob) -> str:
     spec = {
         "id": job.id,
+        "lane": job.lane,
         "prompt_ids": job.answer.prompt_ids,
         "temperature": 0.0,
         "max_tokens": job.answer.max_tokens,

@@ -87,8 +87,14 @@ async def _busy_worker(stage: Stage, random: Random) -> tuple[Worker, list[LoadJ
     return None
 
 
-def _decoding(stage: Stage) -> list[LoadJob]:
-    return [job for job in stage.load.running.values() if job.is_decoding]
+async def _decoding(stage: Stage) -> list[LoadJob]:
+    """Return the jobs in the middle of their tokens, once there are some."""
+
+    def found() -> list[LoadJob]:
+        return [job for job in stage.load.running.values() if job.is_decoding]
+
+    await stage.load.wait_for(lambda: bool(found()), stage.options.patience_s)
+    return found()
 
 
 # ---- processes
@@ -157,7 +163,7 @@ async def pause_worker(stage: Stage, row: Row, random: Random) -> bool:
 async def kill_redis(stage: Stage, row: Row, random: Random) -> bool:
     """SIGKILL of Redis and a restart on its append-only file."""
     assert stage.server is not None, "only an own server is killed"
-    if not (jobs := _decoding(stage)):
+    if not (jobs := await _decoding(stage)):
         return False
     began_s = time.monotonic()
     stage.server.kill()
@@ -175,7 +181,7 @@ async def roll_back_redis(stage: Stage, row: Row, random: Random) -> bool:
     assert stage.server is not None, "only an own server is rolled back"
     stage.server.keep_copy()
     await asyncio.sleep(random.uniform(0.2, 1.2))
-    if not (jobs := _decoding(stage)):
+    if not (jobs := await _decoding(stage)):
         return False
     began_s = time.monotonic()
     stage.server.roll_back()
@@ -190,7 +196,7 @@ async def roll_back_redis(stage: Stage, row: Row, random: Random) -> bool:
 async def pause_redis(stage: Stage, row: Row, random: Random) -> bool:
     """SIGSTOP of Redis for some seconds, heartbeats' lives included."""
     assert stage.server is not None, "only an own server is paused"
-    if not (jobs := _decoding(stage)):
+    if not (jobs := await _decoding(stage)):
         return False
     began_s = time.monotonic()
     stage.server.pause()
@@ -214,7 +220,7 @@ async def fill_memory(stage: Stage, row: Row, random: Random) -> bool:
 
 async def flush_all(stage: Stage, row: Row, random: Random) -> bool:
     """FLUSHALL: everything is forgotten; jobs are submitted again."""
-    if not (jobs := _decoding(stage)):
+    if not (jobs := await _decoding(stage)):
         return False
     began_s = time.monotonic()
     await stage.redis.flushall()
@@ -227,7 +233,7 @@ async def flush_all(stage: Stage, row: Row, random: Random) -> bool:
 async def flush_scripts(stage: Stage, row: Row, random: Random) -> bool:
     """SCRIPT FLUSH: nobody's script is known any more."""
     await stage.redis.script_flush()
-    return bool(_decoding(stage))
+    return bool(await _decoding(stage))
 
 
 async def delete_group(stage: Stage, row: Row, random: Random) -> bool:
@@ -240,7 +246,7 @@ async def delete_group(stage: Stage, row: Row, random: Random) -> bool:
 
 async def delete_reply(stage: Stage, row: Row, random: Random) -> bool:
     """The reply of a running job is deleted, which cancels it."""
-    if not (jobs := _decoding(stage)):
+    if not (jobs := await _decoding(stage)):
         return False
     job = random.choice(jobs)
     job.is_deleted = True
@@ -277,7 +283,7 @@ async def drop_answers(stage: Stage, row: Row, random: Random) -> bool:
 
 
 async def _cut(stage: Stage, row: Row, cut: Callable[..., int]) -> bool:
-    jobs, began_s = _decoding(stage), time.monotonic()
+    jobs, began_s = await _decoding(stage), time.monotonic()
     for proxy in (stage.client_proxy, *(worker.proxy for worker in stage.workers)):
         cut(proxy)
     waits = await _stopped(stage, row, jobs, began_s, look=False)

@@ -15,11 +15,14 @@ from pagestream.producer.client import AsyncClient
 from pagestream.producer.errors import JobFailed, JobLost, QueueFull, QueueUnavailable
 from pagestream.producer.job import AsyncJob, Chunk
 from pagestream.producer.protocol import Entry
+from pagestream.producer.request import Lane
 
 from .answers import Answer, Answers
 
 DEADLINE_MS = 1_800_000
 """Far off; a worker or a client whose clock is an hour ahead must not think it has passed."""
+
+LANES: tuple[Lane, ...] = ("normal", "normal", "high", "low")
 
 SLOW_READ_S = 0.2
 SLOW_ONE_IN = 8
@@ -40,6 +43,7 @@ class LoadJob:
 
     id: str
     answer: Answer
+    lane: Lane = "normal"
     cancel_at: int | None = None
     """Cancel once so many tokens have come; 0: as soon as it is accepted."""
     is_slow: bool = False
@@ -136,6 +140,7 @@ class Load:
         job = LoadJob(
             f"{self._name}-{len(self.jobs)}",
             self._answers.pick(self._random, tokens_min),
+            lane=self._random.choice(LANES),
             is_slow=self._random.randrange(SLOW_ONE_IN) == 0,
         )
         self.jobs[job.id] = job
@@ -211,6 +216,7 @@ class Load:
                     max_tokens=job.answer.max_tokens,
                     ignore_eos=job.answer.ignore_eos,
                     id=job.id,
+                    lane=job.lane,
                     deadline_ms=DEADLINE_MS,
                 )
             except QueueFull as error:

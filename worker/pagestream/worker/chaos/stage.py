@@ -31,6 +31,8 @@ from .proxy import Connect, Proxy
 START_S = 60.0
 """How long a worker or a server may take to its first sign of life."""
 LOOK_S = 0.02
+MAX_RUNNING = 16
+"""Few, so that an overload fills every slot and urgent jobs evict others."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ class Stage:
             "redis-url": self.proxied(proxy),
             "name": name,
             "heartbeat-ttl": str(self.options.heartbeat_ttl_s),
-            "max-num-seqs": "32",
+            "max-num-seqs": str(MAX_RUNNING),
             "num-blocks": "1200",
         }
         words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
