@@ -307,7 +307,8 @@ local function put_back(job)
   if job.crashes >= SUSPECT_CRASHES then
     assign(job, SUSPECTED)
     -- Who kills dies early, again and again: a job that has said less has its turn sooner.
-    local due = math.max(now, tonumber(job.retry_ms or 0)) + math.min(published(job.id), 1000)
+    local due = now
+    if job.retry_ms then due = math.max(due, tonumber(job.retry_ms)) + math.min(published(job.id), 1000) end
     call('ZADD', prefix .. 'suspects', due, job.id)
   else
     assign(job, RETURNED)
