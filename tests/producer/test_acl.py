@@ -107,7 +107,7 @@ def test_a_worker_recovers_and_an_operator_retries(server):
         assert producer.submit("job") == "accepted"
         dead = WireWorker(wire, "w-dead")
         dead.claim_one()
-        wire.redis.delete(KEYS.heartbeat("w-dead"))
+        wire.stop_heart("w-dead")
         worker = WireWorker(wire, "w-2")
         assert worker.lease.reap(()).put_back == 1
         (claim,) = worker.claim()
@@ -152,6 +152,19 @@ def test_a_tenant_reaches_no_other_tenants_jobs(server):
                 await client.submit("hi")
 
     asyncio.run(submit_as_another())
+
+
+def test_a_tenant_keeps_to_the_limits_it_cannot_set(server):
+    with connected(server, "acme") as acme, connected(server, "admin") as admin:
+        admin.hset(KEYS.limits, "acme:queue_limit", 1)
+        assert Wire(acme, KEYS).submit("acme.1", tenant="acme") == "accepted"
+        assert Wire(acme, KEYS).submit("acme.2", tenant="acme") == "full"
+        denied(acme, "HSET", KEYS.limits, "acme:queue_limit", "9")
+        admin.hset(KEYS.limits, "acme:jobs_per_s", 0.001)
+        admin.hdel(KEYS.limits, "acme:queue_limit")
+        assert Wire(acme, KEYS).submit("acme.3", tenant="acme") == "accepted"
+        assert Wire(acme, KEYS).submit("acme.4", tenant="acme") == "limited"
+        denied(acme, "DEL", KEYS.rate("rival"))
 
 
 def test_a_producer_is_no_worker_and_no_operator(server):

@@ -52,6 +52,20 @@ def test_a_job_that_ran_at_two_deaths_runs_alone(wire):
     assert [claim.job_id for claim in other.claim(10)] == ["b"]
 
 
+def test_who_has_said_least_has_its_turn_first(wire):
+    survivor = WireWorker(wire)
+    for name in ("a", "b", "c"):
+        wire.submit(name)
+    for death in range(2):
+        worker = WireWorker(wire)
+        claims = {claim.job_id: claim for claim in worker.claim(3)}
+        rows = [row(claims["a"], 5 * death, *range(5)), row(claims["c"], 9 * death, *range(9))]
+        worker.step(rows=rows)
+        worker.die()
+        survivor.lease.reap(())
+    assert wire.redis.zrange(wire.keys.suspects, 0, -1) == [b"b", b"a", b"c"]
+
+
 def test_the_back_off_doubles_with_each_crash(wire, redis_client, keys):
     wire.submit("job")
     survivor = WireWorker(wire)

@@ -42,13 +42,13 @@ _TALKING = ("evalsha", "script|load")
 
 ROLES: dict[RoleName, _Role] = {
     "producer": _Role(
-        scripts=("submit", "cancel", "delete"),
+        scripts=("submit", "cancel", "delete", "renew"),
         commands=(*_TALKING, *_READING, "hgetall", "smembers", "waitaof"),
         writes=(
             *("job:<id>", "out:<id>", "jobs:*:<t>", "ready:*", "served", "bell"),
-            *("ctl:*", "running:*", "dead"),
+            *("ctl:*", "running:*", "dead", "due", "rate:<t>"),
         ),
-        reads=("model", "hb:*", "pace"),
+        reads=("model", "hb:*", "pace", "limits"),
         queues="reads",
     ),
     "reader": _Role(scripts=(), commands=_READING, writes=(), reads=("job:<id>", "out:<id>")),
@@ -62,7 +62,7 @@ ROLES: dict[RoleName, _Role] = {
         scripts=("cancel", "delete", "retry", "drain"),
         commands=(
             *(*_TALKING, "smembers", "zrange", "zcard", "xlen", "xrange", "xdel", "hkeys", "hlen"),
-            *("hget", "hgetall", "get", "pttl", "memory|usage"),
+            *("hget", "hgetall", "hset", "hdel", "get", "pttl", "memory|usage"),
         ),
         writes=("*",),
         queues="reads",

@@ -306,7 +306,10 @@ local function put_back(job)
   call('HSET', prefix .. 'job:' .. job.id, 'state', 'queued', 'owner', '', 'entry', job.entry)
   if job.crashes >= SUSPECT_CRASHES then
     assign(job, SUSPECTED)
-    call('ZADD', prefix .. 'suspects', math.max(now, tonumber(job.retry_ms or 0)), job.id)
+    -- Who kills dies early, again and again: a job that has said less has its turn sooner.
+    local due = now
+    if job.retry_ms then due = math.max(due, tonumber(job.retry_ms)) + math.min(published(job.id), 1000) end
+    call('ZADD', prefix .. 'suspects', due, job.id)
   else
     assign(job, RETURNED)
     make_ready(job.lane, job.tenant)

@@ -31,7 +31,7 @@ else
 end
 call('PERSIST', record)
 call('HDEL', record, 'reason', 'finished_ms', 'letter', 'cancel', 'queue_deadline_ms', 'deadline_ms',
-  'retry_ms', 'last_error')
+  'reader_due_ms', 'reader_timeout_ms', 'retry_ms', 'last_error')
 
 local stream = prefix .. 'jobs:' .. lane .. ':' .. tenant
 if call('EXISTS', stream) == 0 then call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM') end

@@ -16,9 +16,9 @@ from .intake import Prepared
 
 REQUEST_SEPARATOR = "#"
 
-PROBATION_TOKENS = 64
-"""What a suspect has to give alone before it is cleared: the engine may have been so far ahead of
-what was heard of it (`process.OUTBOX_STEPS`) when it died."""
+PROBATION_TOKENS = 16
+"""What a suspect has to give alone before it is cleared: more than an engine usually is ahead of
+what was heard of it. One that kills later is a suspect again, with more tokens than before."""
 
 
 class Job:
