@@ -1,11 +1,12 @@
 """What it would bring if jobs that share a prefix kept to one worker.
 
 Jobs of `--groups` that share a long prefix, group sizes even or skewed, go to two workers with
-the demo model in two ways, round by round: *shared*, one queue and whoever has room claims; and *apart*,
-a queue a worker and each group always on the same one, which is affinity at its best and balance at
-its worst: any scheme with stealing lies between. Prints a JSON line a round: the share of prompt
-tokens found in the caches, output tokens a second, CPU milliseconds an output token (which other
-programs on the machine change less), and the queue wait (p50, p95 in ms) of arrivals at `--rate`.
+the demo model in two ways, round by round: *shared*, one queue and whoever has room claims; and
+*apart*, a queue a worker and each group always on the same one, which is affinity at its best and
+balance at its worst: any scheme with stealing lies between. Prints a JSON line a round: the share
+of prompt tokens found in the caches, output tokens a second, CPU milliseconds an output token
+(which other programs on the machine change less), and the queue wait (p50, p95 in ms) of arrivals
+at `--rate`.
 
     python benchmarks/affinity.py --groups 16 --blocks 1024          # every prefix fits each worker
     python benchmarks/affinity.py --groups 32 --blocks 320           # they fit both together
