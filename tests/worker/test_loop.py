@@ -232,11 +232,11 @@ def test_deadline_ends_a_running_job(start: Callable[..., Worker], client: Clien
         "late",
         prompt_ids=[1, 2, 3],
         sampling={"max_tokens": 500, "ignore_eos": True},
-        options={"deadline_ms": 600},
+        options={"deadline_ms": 3000},
     )
     reply = client.result("late")
     assert reply.end.reason == "expired"
-    assert 1 <= len(reply.ids) < 60
+    assert 1 <= len(reply.ids) < 200
 
 
 def test_drain_lets_running_jobs_finish(

@@ -4,10 +4,10 @@ from pagestream.worker.engine.request import Request
 from pagestream.worker.messages import Sampling
 
 
-def request(**changes):
+def request(in_flight=0):
     made = Request("r", [1, 2, 3], Sampling(max_tokens=4), [4, 5])
-    for name, value in changes.items():
-        setattr(made, name, value)
+    for _ in range(in_flight):
+        made.draw()
     return made
 
 
@@ -20,20 +20,21 @@ def test_ids_run_over_the_end_of_the_prompt(start, stop, ids):
 
 
 def test_tokens_in_flight_count_but_are_not_known():
-    made = request(num_in_flight_tokens=1)
+    made = request(in_flight=1)
     assert (made.num_known_tokens, made.num_tokens) == (5, 6)
 
 
 def test_drawing_ends_with_the_tokens_in_flight():
-    assert request(num_in_flight_tokens=1).may_draw_more
-    assert not request(num_in_flight_tokens=2).may_draw_more
+    assert request(in_flight=1).may_draw_more
+    assert not request(in_flight=2).may_draw_more
 
 
 def test_only_full_blocks_of_known_tokens_get_hashes():
-    made = request(num_in_flight_tokens=1)
+    made = request(in_flight=1)
     made.extend_hashes(2)
     assert len(made.block_hashes) == 2
-    made.output_ids.append(6)
+    made.take(6)
+    assert made.ids(4, 6) == [5, 6]
     made.extend_hashes(2)
     assert len(made.block_hashes) == 3
 

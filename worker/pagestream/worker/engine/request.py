@@ -89,6 +89,11 @@ class Request:
         """False once the tokens drawn, in flight included, reach the request's bound."""
         return self.num_tokens < len(self.prompt_ids) + self.sampling.max_tokens
 
+    def draw(self) -> None:
+        """Count one more token in flight: a planned step draws it."""
+        self.num_tokens += 1
+        self.num_in_flight_tokens += 1
+
     def take(self, token_id: int) -> None:
         """Learn the id of the oldest token in flight."""
         self.output_ids.append(token_id)

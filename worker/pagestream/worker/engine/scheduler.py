@@ -229,8 +229,7 @@ class Scheduler:
         request.num_computed_tokens += num_tokens
         self._unfilled_slots -= num_tokens
         if draws:
-            request.num_tokens += 1
-            request.num_in_flight_tokens += 1
+            request.draw()
         self._name_full_blocks(request)
 
     # ---- blocks
