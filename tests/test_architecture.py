@@ -334,7 +334,8 @@ def test_nobody_asks_this_machine_what_time_it_is() -> None:
     """Deadlines are Redis's time, waits are monotonic: clocks of hosts may be hours off."""
     asked = []
     for path in [*sources("producer"), *sources("worker")]:
-        if "bench" in path.parts:
+        # A benchmark names its files by the date; `skewed` is what puts clocks wrong.
+        if "bench" in path.parts or path.name == "skewed.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and ast.unparse(node) in (

@@ -4,6 +4,7 @@ This module starts and ends things and finds out who does what; what goes wrong 
 """
 
 import asyncio
+import secrets
 import shutil
 import tempfile
 import time
@@ -71,7 +72,7 @@ class Stage:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.random = Random(options.seed)
-        self.queue = f"chaos-{options.seed}-{time.time_ns() & 0xFFFFFF:06x}"
+        self.queue = f"chaos-{options.seed}-{secrets.token_hex(3)}"
         self.keys = Keys(self.queue)
         self.folder = Path(tempfile.mkdtemp(prefix="ps-chaos-"))
         self.server: OwnServer | None = None
