@@ -198,6 +198,8 @@ class Stage:
             "heartbeat-ttl": str(self.options.heartbeat_ttl_s),
             "max-num-seqs": str(MAX_RUNNING),
             "num-blocks": "1200",
+            # A job may well be there when three are killed in ten seconds; it is no poison.
+            "max-crashes": "100",
         }
         words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
         process = Process([*command, *words], self.folder / f"{name}.log")
