@@ -4,7 +4,6 @@ from kernel_cases import check_prefill, on_every_device, on_every_path, paged, r
 
 from pagestream.kernels import prefill_attention, query_tiles
 from pagestream.kernels._triton import KERNELS_ON_CPU
-from pagestream.kernels._triton import KERNELS_ON_CPU
 
 RAGGED = [(1, 1), (20, 37), (64, 64), (1, 100), (33, 161)]
 
