@@ -1,17 +1,15 @@
 """A cancel at any moment: one terminal entry, and the room is free within a step."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from stub_engine import StubOptions
-from tiny_tokenizer import save_byte_level
 from wire_tools import ALL_TOKENS, Wire, end, row
 from wire_tools import Worker as WireWorker
 from worker_harness import Client, Worker
 
-from pagestream.producer.keys import Keys
 from pagestream.worker.queue.calls import Claim, StepCall, Victim
 
 # ---- every order of what may happen to one job
@@ -122,30 +120,12 @@ def test_unknown_jobs_cannot_be_cancelled(wire: Wire) -> None:
 # ---- a worker with one slot: the next job is the proof that it is free
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_byte_level(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture
-def client(redis_url: str, keys: Keys) -> Iterator[Client]:
-    made = Client(redis_url, keys)
-    yield made
-    made.redis.close()
-
-
-@pytest.fixture
-def start(redis_url: str, keys: Keys, model: Path) -> Iterator[Callable[..., Worker]]:
-    workers: list[Worker] = []
-
+def start(start: Callable[..., Worker]) -> Callable[..., Worker]:
     def make(**options) -> Worker:
-        stub = StubOptions(max_running=1, max_model_tokens=4_096, num_blocks=300, **options)
-        workers.append(Worker(redis_url, keys, model, stub).start())
-        return workers[-1]
+        return start(StubOptions(max_running=1, max_model_tokens=4_096, num_blocks=300, **options))
 
-    yield make
-    for worker in workers:
-        worker.end()
+    return make
 
 
 ENDLESS = {"max_tokens": 4_000, "ignore_eos": True}

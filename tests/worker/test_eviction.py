@@ -1,21 +1,19 @@
 """Who goes back for whom: the rule, the script that does it, and a worker that is full."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stub_engine import StubOptions, expected_ids
-from tiny_tokenizer import save_byte_level
 from wire_tools import ALL_TOKENS, end, row
 from wire_tools import Worker as WireWorker
 from worker_harness import Client, Worker
 
-from pagestream.producer.keys import LANES, Keys
+from pagestream.producer.keys import LANES
 from pagestream.worker.messages import Sampling
 from pagestream.worker.queue.calls import Victim, Waiting
 from pagestream.worker.queue.eviction import aged_slots, choose_victim
@@ -312,31 +310,6 @@ def test_an_idle_queue_begins_anew(wire, keys, redis_client):
 
 
 # ---- a worker
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_byte_level(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def client(redis_url: str, keys: Keys) -> Iterator[Client]:
-    made = Client(redis_url, keys)
-    yield made
-    made.redis.close()
-
-
-@pytest.fixture
-def start(redis_url: str, keys: Keys, model: Path) -> Iterator[Callable[..., Worker]]:
-    workers: list[Worker] = []
-
-    def make(options: StubOptions) -> Worker:
-        workers.append(Worker(redis_url, keys, model, options).start())
-        return workers[-1]
-
-    yield make
-    for worker in workers:
-        worker.end()
 
 
 SLOW = StubOptions(step_s=0.03, max_running=4, max_model_tokens=4_096)

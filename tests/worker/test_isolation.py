@@ -1,6 +1,6 @@
 """Poison: who kills the engine is found, alone, and those who only stood by lose nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from wire_tools import ALL_TOKENS, Wire, end, row
 from wire_tools import Worker as WireWorker
 from worker_harness import Client, Worker
 
-from pagestream.producer.keys import Keys
 from pagestream.worker.messages import Sampling
 from pagestream.worker.queue.calls import Return
 from pagestream.worker.queue.reply import PROBATION_TOKENS
@@ -198,26 +197,19 @@ def test_a_suspect_survives_its_group(wire, redis_client, keys):
 # ---- in a worker, with engines that die
 
 
-@pytest.fixture
-def client(redis_url: str, keys: Keys) -> Iterator[Client]:
-    made = Client(redis_url, keys)
-    yield made
-    made.redis.close()
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    (path / "config.json").write_text("{}")
+    return path
 
 
 @pytest.fixture
-def start(redis_url: str, keys: Keys, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
-    (tmp_path / "config.json").write_text("{}")
-    workers: list[Worker] = []
-
+def start(start: Callable[..., Worker]) -> Callable[..., Worker]:
     def make(options: StubOptions = SLOW, **more: Any) -> Worker:
-        workers.append(Worker(redis_url, keys, tmp_path, options, **more).start())
-        return workers[-1]
+        return start(options, **more)
 
-    yield make
-    for worker in workers:
-        if worker.thread.is_alive():
-            worker.end()
+    return make
 
 
 def test_poison_is_found_and_its_neighbours_finish(

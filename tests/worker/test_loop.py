@@ -5,14 +5,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 from bad_payloads import BAD, CONTEXT
 from redis_server import RedisServer
 from stub_engine import StubOptions
-from tiny_tokenizer import BOS, EOS, save_byte_level
+from tiny_tokenizer import BOS, EOS
 from worker_harness import Client, Worker, expected_reply
 
 from pagestream.producer.admin import Admin
@@ -21,13 +20,7 @@ from pagestream.producer.lua import Script
 from pagestream.worker.messages import Sampling
 from pagestream.worker.queue.tokenizer import Tokenizer
 
-STUB = StubOptions()
 SLOW = StubOptions(step_s=0.004)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_byte_level(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -35,28 +28,6 @@ def tokenizer(model: Path) -> Tokenizer:
     loaded = Tokenizer.load(model)
     assert loaded is not None
     return loaded
-
-
-@pytest.fixture
-def client(redis_url: str, keys: Keys) -> Iterator[Client]:
-    made = Client(redis_url, keys)
-    yield made
-    made.redis.close()
-
-
-@pytest.fixture
-def start(redis_url: str, keys: Keys, model: Path) -> Iterator[Callable[..., Worker]]:
-    """`start(options, grace_s=…, url=…)`: a worker that is stopped after the test."""
-    workers: list[Worker] = []
-
-    def make(options: StubOptions = STUB, url: str = redis_url, **more: Any) -> Worker:
-        workers.append(Worker(url, keys, model, options, **more).start())
-        return workers[-1]
-
-    yield make
-    for worker in workers:
-        if worker.thread.is_alive():
-            worker.end()
 
 
 class Jobs:
