@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from kernel_cases import check_linear, on_every_kernel, on_every_path, randn
 
-from pagestream.kernels import Products, _cublaslt, linear, linear_silu_mul, rms_norm
+from pagestream.kernels import linear, rms_norm
 from pagestream.kernels._few_rows import Tile, few_rows, few_rows_tile
 
 
@@ -85,49 +85,3 @@ def test_half_precision_is_rounded_once():
 
 def test_no_rows():
     assert linear(torch.zeros(0, 600), torch.zeros(8, 600)).shape == (0, 8)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(72, 1024, 512), (300, 520, 264)])
-def test_learned_products_match_fp64(monkeypatch, rows, inputs, outputs):
-    monkeypatch.setattr(_cublaslt, "_WORTHWHILE", 100.0)  # the fastest of the others, always
-    products = Products(torch.device("cuda"))
-    x, weight = (randn(n, inputs, dtype=torch.bfloat16, device="cuda") for n in (rows, outputs))
-    with products.learning():
-        assert products.multiply(x, weight) is None
-    assert products.multiply(x, weight) is not None
-    assert products.multiply(x[:-1], weight) is None, "another shape"
-    op = partial(linear, products=products)
-    check_linear(op, rows, inputs, outputs, False, "cuda", torch.bfloat16)
-    check_linear(op, rows, inputs, outputs, True, "cuda", torch.bfloat16)
-    gated = linear_silu_mul(x, weight, products=products)
-    torch.testing.assert_close(gated, linear_silu_mul(x, weight), rtol=2e-2, atol=2e-2)
-
-
-@pytest.mark.gpu
-def test_a_learned_product_can_be_captured(monkeypatch):
-    monkeypatch.setattr(_cublaslt, "_WORTHWHILE", 100.0)
-    products = Products(torch.device("cuda"))
-    x, weight = (randn(n, 512, dtype=torch.bfloat16, device="cuda") for n in (96, 256))
-    with products.learning():
-        products.multiply(x, weight)
-    expected = products.multiply(x, weight)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = products.multiply(x, weight)
-    assert expected is not None
-    assert out is not None
-    out.zero_()
-    graph.replay()
-    assert torch.equal(out, expected)
-
-
-@pytest.mark.gpu
-def test_what_cublaslt_cannot_take_is_left_to_torch():
-    products = Products(torch.device("cuda"))
-    x, weight = (randn(n, 512, dtype=torch.bfloat16, device="cuda") for n in (97, 256))
-    with products.learning():
-        unaligned = x.view(-1)[8 : 8 + 512 * 96].view(96, 512)
-        for other in (unaligned, x[:, ::2], x.float(), x[:0]):
-            assert products.multiply(other, weight[:, : other.shape[1]]) is None
-    assert products._chosen == {}

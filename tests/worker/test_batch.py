@@ -36,6 +36,7 @@ def test_a_mixed_step_becomes_tensors():
         decodes=[Work(decode, 2, 20, 1, True)],
         prefills=[Work(prefill, 0, 16, 3, False)],
         admitted=[decode, prefill],
+        grown=[decode, prefill],
     )
     assert made.admit(plan.admitted).tolist() == [2, 0]
     made.keep_drawn(torch.tensor([2], dtype=torch.int32), torch.tensor([77], dtype=torch.int32))
@@ -57,7 +58,11 @@ def test_a_mixed_step_in_a_larger_shape_pads_with_nobody():
     made = batch()
     decode, prefill = request("d", [7] * 20, 2, [5, 3]), request("p", list(range(40)), 0, [9, 1, 4])
     made.admit([decode, prefill])
-    plan = Plan(decodes=[Work(decode, 2, 20, 1, True)], prefills=[Work(prefill, 0, 16, 3, False)])
+    plan = Plan(
+        decodes=[Work(decode, 2, 20, 1, True)],
+        prefills=[Work(prefill, 0, 16, 3, False)],
+        grown=[decode, prefill],
+    )
     inputs = staged(made, plan, StepShape(4, 8, True, 3, 64))
     assert inputs.input_ids.tolist() == [0, 16, 17, 18, 0, 0, 0, 0]
     assert inputs.slot_mapping.tolist() == [3 * 16 + 4, 16, 17, 18, 0, 0, 0, 0]
@@ -71,9 +76,9 @@ def test_blocks_given_out_later_reach_the_table():
     made = batch()
     grown = request("r", [1] * 16, 1, [6])
     made.admit([grown])
-    staged(made, Plan(prefills=[Work(grown, 1, 0, 16, True)]))
+    staged(made, Plan(prefills=[Work(grown, 1, 0, 16, True)], grown=[grown]))
     grown.blocks.append(8)
-    inputs = staged(made, Plan(decodes=[Work(grown, 1, 16, 1, True)]))
+    inputs = staged(made, Plan(decodes=[Work(grown, 1, 16, 1, True)], grown=[grown]))
     assert inputs.slot_mapping.tolist() == [8 * 16]
 
 
@@ -81,10 +86,10 @@ def test_a_row_taken_over_forgets_its_former_blocks():
     made = batch()
     first = request("a", [1] * 40, 1, [6, 7, 8])
     made.admit([first])
-    staged(made, Plan(prefills=[Work(first, 1, 0, 40, True)]))
+    staged(made, Plan(prefills=[Work(first, 1, 0, 40, True)], grown=[first]))
     second = request("b", [1] * 4, 1, [2])
     made.admit([second])
-    inputs = staged(made, Plan(prefills=[Work(second, 1, 0, 4, True)]))
+    inputs = staged(made, Plan(prefills=[Work(second, 1, 0, 4, True)], grown=[second]))
     assert inputs.slot_mapping.tolist() == [32, 33, 34, 35]
 
 
@@ -92,7 +97,7 @@ def test_decodes_of_nobody_write_to_the_padding_block():
     made = batch()
     real = request("r", [1] * 16, 1, [6, 7])
     made.admit([real])
-    plan = Plan(decodes=[Work(real, 1, 16, 1, True)])
+    plan = Plan(decodes=[Work(real, 1, 16, 1, True)], grown=[real])
     inputs = staged(made, plan, StepShape(4, 4, True, 0, 64))
     assert inputs.slot_mapping.tolist() == [7 * 16, 0, 0, 0]
     assert inputs.decode_lens.tolist() == [17, 0, 0, 0]

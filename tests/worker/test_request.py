@@ -25,8 +25,8 @@ def test_tokens_in_flight_count_but_are_not_known():
 
 
 def test_drawing_ends_with_the_tokens_in_flight():
-    assert request(in_flight=1).may_draw_more
-    assert not request(in_flight=2).may_draw_more
+    assert request(in_flight=1).num_tokens < request().max_tokens
+    assert request(in_flight=2).num_tokens == request().max_tokens
 
 
 def test_only_full_blocks_of_known_tokens_get_hashes():

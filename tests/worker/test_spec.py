@@ -1,6 +1,7 @@
 """What is read from a config, and what is refused by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from tiny_models import FAMILIES, make_checkpoint
 from transformers import AutoConfig
 
+from pagestream.worker.models.decoder import Model
 from pagestream.worker.models.errors import BadCheckpoint, UnsupportedModel
+from pagestream.worker.models.rope import make_rope
 from pagestream.worker.models.spec import ModelSpec, read_spec, spec_from_config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "models"
@@ -186,3 +189,17 @@ def test_benchmark_shapes_have_the_published_size(
     parameters = spec.num_layers * layer + embeddings + spec.hidden_size
     assert round(parameters / 1e9, 3) == billions
     assert (spec.context_tokens, spec.dtype) == (context_tokens, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("windows", "samples"),
+    [
+        ((None,) * 4, [0, 1]),
+        ((8, None, 8, None, 8), [0, 1, 2, 3]),
+        ((None, None, None, 8), [0, 1, 3]),
+    ],
+)
+def test_a_few_layers_stand_for_every_kind(windows, samples) -> None:
+    spec = replace(_spec("llama"), windows=windows)
+    device = torch.device("cpu")
+    assert Model(spec, make_rope(spec, 64, device), device).samples() == samples

@@ -31,7 +31,7 @@ Axes, by name, everywhere:
     vocab       token ids
 """
 
-from ._cublaslt import Products
+from ._products import Products
 from .batch_layout import Layout, batch_layout
 from .decode_attention import FIXED_SPLITTING, Splitting, decode_attention
 from .linear import linear

@@ -1,21 +1,15 @@
-"""Products by cuBLASLt, each shape by the algorithm that measured fastest on this GPU.
+"""cuBLASLt by ctypes: its algorithms for one product, and a launch by any of them.
 
-cuBLAS picks an algorithm by rules of its own, and between 64 and 1,024 rows they are sometimes far
-off: 293 µs at 448 x 4096 x 28672 on an H100 where another of its algorithms takes 170. So shapes
-that will be replayed from graphs are measured once, before they are captured; any other takes what
-torch takes. Which algorithm wins may differ from start to start, and with it the last bits of a
-sum. The module knows nothing of what the weights mean.
+torch reaches cuBLASLt too, but takes the first algorithm that it proposes. This module measures
+nothing and chooses nothing.
 
 Source: NVIDIA's "cuBLAS" manual, "Using the cuBLASLt API".
 """
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _DATA_TYPES = {torch.float16: 2, torch.bfloat16: 14}
@@ -28,27 +22,17 @@ _PREFERENCE_WORKSPACE = 1
 _WORKSPACE_BYTES = 32 << 20
 _ALIGNMENT_BYTES = 256
 """What cuBLASLt takes for granted of operands unless told otherwise."""
-_MAX_CANDIDATES = 8
-_MAX_WEIGHTS = 2
-"""Weights of one shape to measure with, in turn: one alone would come from the L2 cache."""
-_ROUNDS = 2
-_MAX_ROWS = 1024
-"""With more rows the usual choice is good, and measuring takes long."""
-_SLEEP_CYCLES = 200_000
-"""What the GPU waits before each measurement: meanwhile the host launches what is measured."""
-_HOPELESS = 1.2
-"""Times the fastest so far: whoever takes longer in the first round is not measured again."""
-_WORTHWHILE = 0.97
-"""Share of the usual time that another algorithm may take: less is gained by chance."""
 
 
-class _Algorithm(ctypes.Structure):
+class Algorithm(ctypes.Structure):
+    """One way to compute a product. Its bytes mean the same to every process with this version."""
+
     _fields_ = [("data", ctypes.c_uint64 * 8)]
 
 
 class _Candidate(ctypes.Structure):
     _fields_ = [
-        ("algorithm", _Algorithm),
+        ("algorithm", Algorithm),
         ("workspace_bytes", ctypes.c_size_t),
         ("status", ctypes.c_int),
         ("waves", ctypes.c_float),
@@ -56,14 +40,16 @@ class _Candidate(ctypes.Structure):
     ]
 
 
-class _Shape(NamedTuple):
+class Shape(NamedTuple):
+    """A product x [rows, inputs] @ weight [outputs, inputs].T."""
+
     rows: int
     inputs: int
     outputs: int
     dtype: torch.dtype
 
 
-class _Layouts(NamedTuple):
+class Layouts(NamedTuple):
     """cuBLASLt's descriptions of the operands; it counts by columns, so a weight comes first."""
 
     weight: ctypes.c_void_p
@@ -71,13 +57,14 @@ class _Layouts(NamedTuple):
     out: ctypes.c_void_p
 
 
-class Products:
-    """x @ weight.T for the shapes it has learned. One stream at a time: the workspace is shared."""
+class CublasLt:
+    """The library on one device. One stream at a time: the workspace is shared."""
 
     def __init__(self, device: torch.device) -> None:
         """Raises: OSError: this torch came without cuBLASLt."""
         assert torch.version.cuda is not None, "cuBLASLt is NVIDIA's"
         self._lib = ctypes.CDLL(f"libcublasLt.so.{torch.version.cuda.partition('.')[0]}")
+        self._lib.cublasLtGetVersion.restype = ctypes.c_size_t
         self._device = device
         self._workspace = torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
         self._handle = self._made("cublasLtCreate")
@@ -88,109 +75,51 @@ class Products:
         self._set(
             "cublasLtMatmulPreference", self._preference, _PREFERENCE_WORKSPACE, workspace_bytes
         )
-        self._chosen: dict[_Shape, tuple[_Layouts, _Algorithm] | None] = {}
-        """None where torch's own choice was as good."""
-        self._seen: dict[_Shape, list[Tensor]] | None = None
-        """While learning: weights by the shapes asked for and not known yet."""
 
-    def multiply(self, x: Tensor, weight: Tensor) -> Tensor | None:
-        """Return x @ weight.T, or None where torch may as well.
+    @property
+    def version(self) -> int:
+        """The library's own number."""
+        return self._lib.cublasLtGetVersion()
 
-        Shapes: x [rows, inputs], weight [outputs, inputs] -> [rows, outputs].
-        """
-        if not _fits(x, weight):
-            return None
-        shape = _Shape(x.shape[0], x.shape[1], len(weight), x.dtype)
-        if self._seen is not None and shape not in self._chosen:
-            weights = self._seen.setdefault(shape, [])
-            if len(weights) < _MAX_WEIGHTS:
-                weights.append(weight)
-        if (chosen := self._chosen.get(shape)) is None:
-            return None
-        out = torch.empty(shape.rows, shape.outputs, dtype=x.dtype, device=x.device)
-        status = self._launch(*chosen, x, weight, out)
-        assert status == 0, f"cublasLtMatmul of {shape}: status {status}"
-        return out
+    @staticmethod
+    def takes(x: Tensor, weight: Tensor) -> bool:
+        """Whether the operands are as the layouts say, and aligned as cuBLASLt expects."""
+        return (
+            x.is_cuda
+            and x.dtype in _DATA_TYPES
+            and len(x) > 0
+            and x.is_contiguous()
+            and weight.is_contiguous()
+            and x.data_ptr() % _ALIGNMENT_BYTES == 0
+            and weight.data_ptr() % _ALIGNMENT_BYTES == 0
+        )
 
-    @contextmanager
-    def learning(self) -> Iterator[None]:
-        """Measure the shapes that are asked for inside, when it ends. Waits for the device."""
-        self._seen = {}
-        try:
-            yield
-            for shape, weights in self._seen.items():
-                self._chosen[shape] = self._fastest(shape, weights)
-        finally:
-            self._seen = None
-
-    # ---- choosing
-
-    def _fastest(self, shape: _Shape, weights: list[Tensor]) -> tuple[_Layouts, _Algorithm] | None:
-        x = torch.randn(shape.rows, shape.inputs, dtype=shape.dtype, device=self._device)
-        out = torch.empty(shape.rows, shape.outputs, dtype=shape.dtype, device=self._device)
-        layouts = self._layouts(shape)
-        usual_us = self._time_us(lambda weight: F.linear(x, weight), weights)
-        best, best_us = None, _WORTHWHILE * usual_us
-        for algorithm in self._candidates(layouts):
-            if self._launch(layouts, algorithm, x, weights[0], out) != 0:
-                continue  # it asks for what this GPU or these operands do not have
-            launch = self._launcher(layouts, algorithm, x, out)
-            if (us := self._time_us(launch, weights, _HOPELESS * best_us)) < best_us:
-                best, best_us = algorithm, us
-        return None if best is None else (layouts, best)
-
-    def _launcher(
-        self, layouts: _Layouts, algorithm: _Algorithm, x: Tensor, out: Tensor
-    ) -> Callable[[Tensor], int]:
-        return lambda weight: self._launch(layouts, algorithm, x, weight, out)
-
-    def _time_us(
-        self,
-        launch: Callable[[Tensor], object],
-        weights: list[Tensor],
-        most_us: float = float("inf"),
-    ) -> float:
-        """Shortest time of a launch, over rounds of one launch a weight; one round if `most_us`."""
-        launch(weights[0])
-        times_us: list[float] = []
-        for _ in range(_ROUNDS):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(_SLEEP_CYCLES)
-            begin.record()
-            for weight in weights:
-                launch(weight)
-            end.record()
-            end.synchronize()
-            times_us.append(begin.elapsed_time(end) * 1000 / len(weights))
-            if times_us[0] > most_us:
-                break
-        return min(times_us)
-
-    def _candidates(self, layouts: _Layouts) -> list[_Algorithm]:
-        found, count = (_Candidate * _MAX_CANDIDATES)(), ctypes.c_int()
+    def candidates(self, layouts: Layouts, most: int) -> list[Algorithm]:
+        """Up to `most` algorithms for a product, in the order cuBLASLt believes in."""
+        found, count = (_Candidate * most)(), ctypes.c_int()
         self._call(
             "cublasLtMatmulAlgoGetHeuristic", self._handle, self._product,
             layouts.weight, layouts.x, layouts.out, layouts.out, self._preference,
-            ctypes.c_int(_MAX_CANDIDATES), found, ctypes.byref(count),
+            ctypes.c_int(most), found, ctypes.byref(count),
         )  # fmt: skip
         return [one.algorithm for one in found[: count.value] if one.status == 0]
 
-    # ---- the library
+    def layouts(self, shape: Shape) -> Layouts:
+        """Describe the operands of a product of this shape."""
 
-    def _layouts(self, shape: _Shape) -> _Layouts:
         def layout(length: int, count: int) -> ctypes.c_void_p:
             """`count` rows of ours, each `length` elements: columns of cuBLASLt's."""
             sizes = (ctypes.c_uint64(length), ctypes.c_uint64(count), ctypes.c_int64(length))
             return self._made("cublasLtMatrixLayoutCreate", _DATA_TYPES[shape.dtype], *sizes)
 
-        return _Layouts(
+        return Layouts(
             weight=layout(shape.inputs, shape.outputs),
             x=layout(shape.inputs, shape.rows),
             out=layout(shape.outputs, shape.rows),
         )
 
-    def _launch(
-        self, layouts: _Layouts, algorithm: _Algorithm, x: Tensor, weight: Tensor, out: Tensor
+    def launch(
+        self, layouts: Layouts, algorithm: Algorithm, x: Tensor, weight: Tensor, out: Tensor
     ) -> int:
         """Start out = x @ weight.T; returns cuBLAS's status, 0 if all is well."""
         one, zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
@@ -218,16 +147,3 @@ class Products:
     def _call(self, function: str, *arguments: Any) -> None:
         status = getattr(self._lib, function)(*arguments)
         assert status == 0, f"{function}: status {status}"
-
-
-def _fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether the operands are as the layouts say, and aligned as cuBLASLt expects."""
-    return (
-        x.is_cuda
-        and x.dtype in _DATA_TYPES
-        and 0 < len(x) <= _MAX_ROWS
-        and x.is_contiguous()
-        and weight.is_contiguous()
-        and x.data_ptr() % _ALIGNMENT_BYTES == 0
-        and weight.data_ptr() % _ALIGNMENT_BYTES == 0
-    )

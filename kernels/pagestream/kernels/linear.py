@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._cublaslt import Products
 from ._few_rows import few_rows, few_rows_tile
+from ._products import Products
 
 _MIN_ROWS = 16
 _SLICE = 512

@@ -10,8 +10,8 @@ Source: Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202, eq. 5 (Sw
 
 from torch import Tensor
 
-from ._cublaslt import Products
 from ._few_rows import few_rows, few_rows_tile
+from ._products import Products
 from .linear import linear, linear_reference
 from .silu_mul import silu_mul, silu_mul_reference
 

@@ -193,18 +193,18 @@ class Batch:
         places: list[int] = []
         blocks: list[int] = []
         row_size = self._block_table.shape[1]
-        for work in plan:
-            sent, table = self._blocks_sent[work.row], work.request.blocks
-            if len(table) > sent:
-                first = work.row * row_size
-                places.extend(range(first + sent, first + len(table)))
-                blocks.extend(table[sent:])
-                self._blocks_sent[work.row] = len(table)
+        for request in plan.grown:
+            row, table = request.row, request.blocks
+            assert row is not None, f"{request.request_id} got blocks without a row"
+            sent, first = self._blocks_sent[row], row * row_size
+            places.extend(range(first + sent, first + len(table)))
+            blocks.extend(table[sent:])
+            self._blocks_sent[row] = len(table)
         if places:
-            index, values = self._to_device(places), self._to_device(blocks)
+            index, values = self._to_device([places, blocks])
             self._block_table.view(-1).index_copy_(0, index, values.int())
 
-    def _to_device(self, numbers: list[int]) -> Tensor:
+    def _to_device(self, numbers: list[int] | list[list[int]]) -> Tensor:
         tensor = torch.tensor(numbers, dtype=torch.int64, pin_memory=self._pinned)
         return tensor.to(self._device, non_blocking=True)
 

@@ -35,7 +35,7 @@ def decode_buckets(max_running: int, step: int = 8) -> list[int]:
     """Numbers of sequences to capture, ending in the most: by `step` to 256, then in larger steps.
 
     Padding costs at most 7 rows where a row is dear; from 256 on a row costs little, and by 32 and
-    by 64 keeps the graphs few: each one takes some 50 ms of the start.
+    by 64 keeps the graphs few: each one takes some 30 ms of the start.
     """
     fine = {1, 2, 4, 8, 16, 24, *range(32, 257, step)}
     coarse = {*range(256, 513, 4 * step), *range(512, max_running + 8 * step, 8 * step)}

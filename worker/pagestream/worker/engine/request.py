@@ -29,6 +29,7 @@ class Request:
         "block_hashes",
         "blocks",
         "cached_tokens",
+        "max_tokens",
         "num_computed_tokens",
         "num_in_flight_tokens",
         "num_named_blocks",
@@ -57,6 +58,8 @@ class Request:
         self.output_ids: list[int] = list(output_ids or ())
         self.num_tokens = len(prompt_ids) + len(self.output_ids)
         """Tokens of the request, those in flight included."""
+        self.max_tokens = len(prompt_ids) + sampling.max_tokens
+        """Tokens it ends with at the latest."""
         self.state = State.WAITING
         self.row: int | None = None
         """Row in the device tables while running."""
@@ -84,20 +87,16 @@ class Request:
         """True once everything known at admission is computed: one token a step from here."""
         return self.num_computed_tokens >= self.prefill_tokens
 
-    @property
-    def may_draw_more(self) -> bool:
-        """False once the tokens drawn, in flight included, reach the request's bound."""
-        return self.num_tokens < len(self.prompt_ids) + self.sampling.max_tokens
-
     def draw(self) -> None:
         """Count one more token in flight: a planned step draws it."""
         self.num_tokens += 1
         self.num_in_flight_tokens += 1
 
-    def take(self, token_id: int) -> None:
-        """Learn the id of the oldest token in flight."""
+    def take(self, token_id: int) -> int:
+        """Learn the id of the oldest token in flight; returns how many are known now."""
         self.output_ids.append(token_id)
         self.num_in_flight_tokens -= 1
+        return len(self.output_ids)
 
     def ids(self, start: int, stop: int) -> list[int]:
         """Known token ids from position `start` to `stop`."""

@@ -5,6 +5,7 @@ a GPU the host goes on while the device works, and all but the largest steps rep
 no requests beyond what a plan says of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -91,17 +92,21 @@ class Runner:
         # Nobody's step of the most sequences holds nobody's step of fewer.
         self._batch.stage(Plan(), max(shapes, key=lambda shape: shape.num_seqs))
         # First each one as it is: kernels compile, libraries set themselves up, products are timed.
-        # Between captures torch gives free memory back, and would have to ask for it again.
-        for shape in shapes:
-            with self._model.learning():
-                self._step(shape)
+        # A few layers do it for all.
+        samples = self._model.samples()
+        with self._model.learning():
+            for shape in shapes:
+                self._step(shape, samples)
         for shape in shapes:
             self._graphs.capture(shape, self._step)
 
-    def _step(self, shape: StepShape) -> Tensor:
-        """One step on the device: batch, model, head, draw. Returns ids `[seqs]` int32."""
+    def _step(self, shape: StepShape, only: Sequence[int] | None = None) -> Tensor:
+        """One step on the device: batch, model, head, draw. Returns ids `[seqs]` int32.
+
+        `only` as in `Model.forward`.
+        """
         inputs = self._batch.inputs(shape)
-        hidden = self._model.forward(inputs, self._cache)
+        hidden = self._model.forward(inputs, self._cache, only)
         if shape.max_prefills:
             hidden = hidden[inputs.cu_q[1:] - 1]
         logits = self._model.logits(hidden)

@@ -20,7 +20,7 @@ from typing import Literal
 
 import msgspec
 
-from ..messages import Load, Output
+from ..messages import Load, Output, Sampling
 from .blocks import BlockPool
 from .request import Request, State
 
@@ -49,6 +49,8 @@ class Plan:
     """Prompts or pieces of prompts, whose ids are known on the host."""
     admitted: list[Request] = field(default_factory=list[Request])
     """Requests that got a row in this step: the device knows nothing of them yet."""
+    grown: list[Request] = field(default_factory=list[Request])
+    """Requests that got blocks in this step, the admitted ones among them."""
 
     def __iter__(self) -> Iterator[Work]:
         """The step's works in batch order: decodes first."""
@@ -145,8 +147,11 @@ class Scheduler:
             request = work.request
             if not work.draws or request.state is State.FINISHED:
                 continue
-            request.take(token_id)
-            finish = self._finish_reason(request, token_id)
+            num_drawn = request.take(token_id)
+            sampling = request.sampling
+            finish = None
+            if num_drawn >= sampling.max_tokens or token_id in sampling.stop_token_ids:
+                finish = self._finish_reason(sampling, num_drawn, token_id)
             outputs.append(Output(request.request_id, [token_id], finish, request.cached_tokens))
             if finish:
                 finished |= request.state is State.RUNNING
@@ -182,15 +187,21 @@ class Scheduler:
 
     def _plan_running(self, plan: Plan, budget_tokens: int) -> int:
         # Whoever is preempted is the newest: at or behind the one that asks, never planned already.
+        block_tokens = self._pool.block_tokens
         for request in self._running.copy():
             if not budget_tokens or request.state is not State.RUNNING:
                 break
-            gap_tokens = request.num_tokens - request.num_computed_tokens
-            if gap_tokens == 1 and not request.may_draw_more:
-                continue  # its last token is in flight
-            num_tokens = min(gap_tokens, budget_tokens)
-            if not self._grow(request, num_tokens):
-                break
+            computed = request.num_computed_tokens
+            num_tokens = request.num_tokens - computed
+            if num_tokens == 1:
+                if request.num_tokens >= request.max_tokens:
+                    continue  # its last token is in flight
+            elif num_tokens > budget_tokens:
+                num_tokens = budget_tokens
+            if computed + num_tokens > len(request.blocks) * block_tokens:
+                if not self._grow(request, num_tokens):
+                    break
+                plan.grown.append(request)
             self._plan(plan, request, num_tokens)
             budget_tokens -= num_tokens
         return budget_tokens
@@ -207,6 +218,7 @@ class Scheduler:
             self._waiting.popleft()
             self._start(request, cached, needed)
             plan.admitted.append(request)
+            plan.grown.append(request)
             num_tokens = min(request.num_tokens - request.num_computed_tokens, budget_tokens)
             self._plan(plan, request, num_tokens)
             budget_tokens -= num_tokens
@@ -219,18 +231,20 @@ class Scheduler:
         """
         assert request.row is not None, f"{request.request_id} runs without a row"
         start = request.num_computed_tokens
-        draws = start + num_tokens == request.num_tokens
+        end = start + num_tokens
+        draws = end == request.num_tokens
         work = Work(request, request.row, start, num_tokens, draws)
-        if request.is_decoding:
+        if start >= request.prefill_tokens:
             plan.decodes.append(work)
         else:
             plan.prefills.append(work)
             self.num_chunked_prefills += not draws
-        request.num_computed_tokens += num_tokens
+        request.num_computed_tokens = end
         self._unfilled_slots -= num_tokens
         if draws:
             request.draw()
-        self._name_full_blocks(request)
+        if end >= (request.num_named_blocks + 1) * self._pool.block_tokens:
+            self._name_full_blocks(request)
 
     # ---- blocks
 
@@ -262,11 +276,8 @@ class Scheduler:
 
     def _grow(self, request: Request, num_tokens: int) -> bool:
         """Give the request blocks for its next tokens; False if it had to be preempted itself."""
-        missing_tokens = request.num_computed_tokens + num_tokens
-        missing_tokens -= len(request.blocks) * self._pool.block_tokens
-        if missing_tokens <= 0:
-            return True
-        needed = self._pool.blocks_for(missing_tokens)
+        needed = self._pool.blocks_for(request.num_computed_tokens + num_tokens)
+        needed -= len(request.blocks)
         while needed > self._pool.num_available:
             victim = self._running.pop()
             self._preempt(victim)
@@ -307,8 +318,6 @@ class Scheduler:
         if not self._prefix_cache:
             return
         block_tokens = self._pool.block_tokens
-        if request.num_computed_tokens < (request.num_named_blocks + 1) * block_tokens:
-            return
         computed = min(request.num_computed_tokens, request.num_known_tokens) // block_tokens
         request.extend_hashes(block_tokens)
         for index in range(request.num_named_blocks, computed):
@@ -316,12 +325,12 @@ class Scheduler:
         request.num_named_blocks = computed
 
     @staticmethod
-    def _finish_reason(request: Request, token_id: int) -> Literal["stop", "length"] | None:
-        num_drawn = len(request.output_ids)
-        is_stop = token_id in request.sampling.stop_token_ids
-        if is_stop and num_drawn >= request.sampling.min_tokens:
+    def _finish_reason(
+        sampling: Sampling, num_drawn: int, token_id: int
+    ) -> Literal["stop", "length"] | None:
+        if token_id in sampling.stop_token_ids and num_drawn >= sampling.min_tokens:
             return "stop"
-        return "length" if num_drawn >= request.sampling.max_tokens else None
+        return "length" if num_drawn >= sampling.max_tokens else None
 
     def check(self) -> None:
         """Assert the invariants; for tests and for an idle engine."""

@@ -8,7 +8,7 @@ Source: Vaswani et al. 2017 (arXiv 1706.03762), in the form of Llama (arXiv 2302
 differs between families is in `ModelSpec`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -47,17 +47,20 @@ class Model:
         self.norm = torch.empty(spec.hidden_size, dtype=spec.dtype, device=device)
         self.head = self.embed if spec.tied_embeddings else torch.empty_like(self.embed)
 
-    def forward(self, inputs: ForwardInputs, cache: list[LayerCache]) -> Tensor:
+    def forward(
+        self, inputs: ForwardInputs, cache: list[LayerCache], only: Sequence[int] | None = None
+    ) -> Tensor:
         """Run the step's tokens through every layer, writing their keys and values to the cache.
 
+        `only` runs these layers alone: see `samples`.
         Shapes: -> [tokens, hidden], in the model's dtype, after the last norm.
         """
         assert len(cache) == len(self.layers), f"{len(cache)} caches for {len(self.layers)} layers"
         cos_sin = self.rope.cos_sin(inputs.positions, self._rope_lens(inputs))
         attend = Attend(inputs, self.spec, self.splitting)
         x, residual = embedding(inputs.input_ids, self.embed), None
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x, residual = layer(x, residual, cos_sin, attend, layer_cache)
+        for index in range(len(cache)) if only is None else only:
+            x, residual = self.layers[index](x, residual, cos_sin, attend, cache[index])
         return rms_norm(x, self.norm, self.spec.norm_eps, residual)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -70,6 +73,16 @@ class Model:
         for layer in self.layers:
             for projection in layer.projections():
                 projection.products = products
+
+    def samples(self) -> list[int]:
+        """Return layers that stand for all: what has run them has run every kernel.
+
+        Two of each kind, so that products can be measured with weights the cache does not hold.
+        """
+        alike: dict[int | None, list[int]] = {}
+        for index, window in enumerate(self.spec.windows):
+            alike.setdefault(window, []).append(index)
+        return sorted(index for indices in alike.values() for index in indices[:2])
 
     def learning(self) -> AbstractContextManager[None]:
         """Measure the products that are asked for inside, if any are to be measured."""
