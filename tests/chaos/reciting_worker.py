@@ -16,7 +16,8 @@ from demo_prompts import load_demo_prompts
 from stub_engine import StubEngine, StubOptions
 
 from pagestream.worker.config import EngineConfig
-from pagestream.worker.service import log_to_stderr, run_worker
+from pagestream.worker.logs import log_to_stderr
+from pagestream.worker.service import run_worker
 from pagestream.worker.settings import read_settings
 
 OPTIONS = StubOptions(vocab_size=4096, max_model_tokens=1024, max_running=16, step_s=0.01)

@@ -32,7 +32,8 @@ _MAIN = """
 import json, sys
 from functools import partial
 from stub_engine import StubOptions, build_stub
-from pagestream.worker.service import log_to_stderr, run_worker
+from pagestream.worker.logs import log_to_stderr
+from pagestream.worker.service import run_worker
 from pagestream.worker.settings import read_settings
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import typer
 from pagestream.producer.embedded import EmbeddedRedis, default_directory
 from pagestream.producer.errors import PagestreamError
 
-from .service import BAD_CONFIG, REDIS_UNAVAILABLE, log_to_stderr, run_worker
+from .logs import log_to_stderr
+from .service import BAD_CONFIG, REDIS_UNAVAILABLE, run_worker
 from .settings import read_settings
 
 Model = Annotated[

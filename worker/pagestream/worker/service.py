@@ -7,7 +7,6 @@ This module knows no jobs and no steps.
 """
 
 import logging
-import os
 import secrets
 import signal
 import socket
@@ -27,9 +26,9 @@ from pagestream.producer.errors import PagestreamError, WorkerNameTaken, WorkerR
 from pagestream.producer.keys import Keys
 from pagestream.producer.protocol import ModelInfo
 
+from .building import build_real_engine
 from .config import EngineConfig
 from .health import Health, probes
-from .loading import LoadingBar
 from .messages import Fatal, Ready
 from .models.hub import generation_defaults, resolve
 from .process import EXIT_CONFIG, Died, EngineLike, EngineProcess
@@ -59,30 +58,6 @@ class _Exit(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-def build_real_engine(config: EngineConfig) -> EngineLike:
-    """Load the model and build its engine; called in the engine process."""
-    # The queue process never imports the engine, and with it torch's device code.
-    from .engine.engine import build_engine
-
-    log_to_stderr()
-    _leave_a_core()
-    return build_engine(config, LoadingBar())
-
-
-def _leave_a_core() -> None:
-    """Keep torch off one core, for this worker's other process and Redis.
-
-    OpenMP's threads wait for each other after every operation: one that has to share its core holds
-    up all of them (measured: an operation of 2 ms then takes 8 to 130). OMP_NUM_THREADS overrules.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    # With two cores the second one is worth more to the model, as long as nobody else wants it.
-    if "OMP_NUM_THREADS" not in os.environ and threads > 2:
-        torch.set_num_threads(threads - 1)
 
 
 def run_worker(
@@ -251,9 +226,3 @@ def _signals(stop: StopFlag, inbox: Inbox) -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def log_to_stderr() -> None:
-    """Set up logging for a process of the worker; `PAGESTREAM_LOG_LEVEL` is the level."""
-    level = os.environ.get("PAGESTREAM_LOG_LEVEL", "INFO").upper()
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
