@@ -28,6 +28,7 @@ def test_long_contexts_have_fewer_buckets():
 def captured(monkeypatch) -> StepGraphs:
     """Shapes alone: which step takes which needs no GPU."""
     monkeypatch.setattr(graphs.torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(graphs.torch.cuda, "Stream", lambda: None)
     return StepGraphs(max_running=100, max_model_tokens=9000, max_step_tokens=1000)
 
 
@@ -51,6 +52,7 @@ def test_a_step_takes_the_smallest_shape_that_holds_it(captured, step, shape):
 
 def test_a_step_of_few_sequences_computes_few_rows_of_the_head(monkeypatch):
     monkeypatch.setattr(graphs.torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(graphs.torch.cuda, "Stream", lambda: None)
     captured = StepGraphs(max_running=700, max_model_tokens=900, max_step_tokens=1000)
     steps = [StepShape(seqs, 600, True, 9, 50) for seqs in (100, 256, 257, 600)]
     shapes = [captured.fit(step) for step in steps]

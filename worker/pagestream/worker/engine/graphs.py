@@ -55,6 +55,8 @@ class StepGraphs:
         if max_model_tokens > short:
             self._decodes[max_model_tokens] = decode_buckets(max_running, LONG_STEP)
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
+        """Where steps are captured; nothing runs on it."""
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def shapes(self) -> Iterator[StepShape]:
@@ -81,10 +83,16 @@ class StepGraphs:
         return self._mixed_shape(tokens, seqs)
 
     def capture(self, shape: StepShape, step: Callable[[StepShape], Tensor]) -> None:
-        """Capture `step` for a shape whose numbers have been staged, and which has run once."""
+        """Capture `step` for a shape whose numbers have been staged, and which has run once.
+
+        torch's own context would wait for the device and empty its caches each time; here the
+        device replays one graph while the host captures the next.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool)
             token_ids = step(shape)
+            graph.capture_end()
         graph.replay()  # the first replay also sends the graph to the device
         self._graphs[shape] = (graph, token_ids)
 
