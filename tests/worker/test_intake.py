@@ -16,7 +16,13 @@ from pagestream.producer.protocol import Entry, ModelInfo, Payload, encode_paylo
 from pagestream.producer.sampling import SamplingParams
 from pagestream.worker.models.hub import GenerationDefaults, generation_defaults
 from pagestream.worker.queue.calls import Claim
-from pagestream.worker.queue.intake import Intake, Intaken, IntakeThread, published_ids
+from pagestream.worker.queue.intake import (
+    Intake,
+    Intaken,
+    IntakeThread,
+    Prepared,
+    published_ids,
+)
 from pagestream.worker.queue.tokenizer import Tokenizer
 
 
@@ -211,3 +217,20 @@ def test_a_bug_in_one_job_ends_that_job_only(intake: Intake) -> None:
     assert isinstance(broken.request, PagestreamError)
     assert broken.request.code == "error"
     assert not isinstance(good.request, PagestreamError)
+
+
+@pytest.mark.parametrize(
+    ("data", "epoch"), [(pack(prompt="x" * IntakeThread.AT_ONCE_BYTES), 1), (pack(prompt="x"), 2)]
+)
+def test_only_small_first_claims_are_prepared_at_once(
+    intake: Intake, data: bytes, epoch: int
+) -> None:
+    thread = IntakeThread(intake, lambda job_id: [], lambda intaken: None)
+    assert thread.at_once(claim("a", data, epoch)) is None
+    intaken = thread.at_once(claim("b", pack(prompt="y")))
+    bad = thread.at_once(claim("c", b"\xc1"))
+    thread.close()
+    assert intaken is not None
+    assert isinstance(intaken.request, Prepared)
+    assert bad is not None
+    assert isinstance(bad.request, InvalidRequest)

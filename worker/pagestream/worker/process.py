@@ -1,9 +1,9 @@
 """The engine in a process of its own, on a socketpair.
 
-The parent never waits for the engine and the engine never waits for the parent, up to a bound: the
-child sends on a small thread with a bounded outbox, so a parent that stops reading stops the
-engine. The child ends when the socket does, whatever ended the parent. This module knows no Redis
-and no torch; the frames are those of `messages`.
+The parent never waits for the engine and the engine never waits for the parent, up to a bound: what
+the socket does not take at once goes through a small thread with a bounded outbox, so a parent that
+stops reading stops the engine. The child ends when the socket does, whatever ended the parent. This
+module knows no Redis and no torch; the frames are those of `messages`.
 """
 
 import ctypes
@@ -207,9 +207,8 @@ def _child(end: socket.socket, build: Callable[[], EngineLike], parent_pid: int)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     _die_with_parent(parent_pid)
     incoming: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
-    outbox: queue.Queue[FromEngine] = queue.Queue(OUTBOX_STEPS)
+    outbox = _Outbox(end)
     threading.Thread(target=_receive, args=(end, incoming), name="receiver", daemon=True).start()
-    threading.Thread(target=_send, args=(end, outbox), name="sender", daemon=True).start()
     try:
         _serve(build(), incoming, outbox)
         status = 0
@@ -226,9 +225,7 @@ def _child(end: socket.socket, build: Callable[[], EngineLike], parent_pid: int)
     os._exit(status)
 
 
-def _serve(
-    engine: EngineLike, incoming: queue.SimpleQueue[ToEngine], outbox: queue.Queue[FromEngine]
-) -> None:
+def _serve(engine: EngineLike, incoming: queue.SimpleQueue[ToEngine], outbox: "_Outbox") -> None:
     """Take messages and run steps until told to drain and nothing runs."""
     ready = engine.ready()
     outbox.put(ready)
@@ -271,15 +268,45 @@ def _receive(end: socket.socket, incoming: queue.SimpleQueue[ToEngine]) -> None:
     os._exit(0)  # the parent is gone, or has closed its end
 
 
-def _send(end: socket.socket, outbox: queue.Queue[FromEngine]) -> None:
-    encoder = msgspec.msgpack.Encoder()
-    while True:
-        message = outbox.get()
-        try:
-            end.sendall(_frame(encoder.encode(message)))
-        except OSError:
-            os._exit(0)  # the parent is gone
-        outbox.task_done()
+class _Outbox:
+    """The child's way to send: at once where the socket has room, behind what waits otherwise.
+
+    A thread of its own would have to wait for the interpreter's lock, which the engine holds while
+    it launches the next step: tokens would lie until then.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._encoder = msgspec.msgpack.Encoder()
+        self._waiting: queue.Queue[bytes] = queue.Queue(OUTBOX_STEPS)
+        threading.Thread(target=self._send_waiting, name="sender", daemon=True).start()
+
+    def put(self, message: FromEngine) -> None:
+        """Send a message; blocks while too many wait. For one thread."""
+        frame = _frame(self._encoder.encode(message))
+        sent = 0
+        if not self._waiting.unfinished_tasks:
+            try:
+                sent = self._end.send(frame, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            except OSError:
+                os._exit(0)  # the parent is gone
+        if sent < len(frame):
+            self._waiting.put(frame[sent:])
+
+    def join(self) -> None:
+        """Wait until everything has been sent."""
+        self._waiting.join()
+
+    def _send_waiting(self) -> None:
+        while True:
+            rest = self._waiting.get()
+            try:
+                self._end.sendall(rest)
+            except OSError:
+                os._exit(0)  # the parent is gone
+            self._waiting.task_done()
 
 
 def _die_with_parent(parent_pid: int) -> None:

@@ -291,12 +291,9 @@ class QueueLoop:
         if reply.status == "applied":
             # Written before this step's claims: what they say is of jobs held until now.
             self._take_controls(reply.controls)
-            for claim in reply.claims:
-                self._take_claim(claim, reply.now_ms, took_a_place=reply.victim_left)
+            self._take_claims(reply.claims, reply)
         else:
-            for claim in reply.claims:
-                if not self._holds(claim):
-                    self._take_claim(claim, reply.now_ms, took_a_place=reply.victim_left)
+            self._take_claims([claim for claim in reply.claims if not self._holds(claim)], reply)
             self._take_controls(reply.controls)
         if reply.victim_left and not reply.claims:  # it takes more than one to make that room
             self._evict_from_step = self._credit.engine_step + STEPS_TO_REPORT
@@ -345,13 +342,18 @@ class QueueLoop:
             claim.queued_ms,
         )
 
-    def _take_claim(self, claim: Claim, now_ms: int, *, took_a_place: bool) -> None:
-        self._drop(claim.job_id)  # deleted, and submitted again
-        self._claims += 1
-        job = Job(claim, self._claims, time.monotonic(), now_ms)
-        job.took_a_place = took_a_place
-        self._jobs[claim.job_id] = job
-        self._intake.submit(claim)
+    def _take_claims(self, claims: list[Claim], reply: StepReply) -> None:
+        for claim in claims:
+            self._drop(claim.job_id)  # deleted, and submitted again
+            self._claims += 1
+            job = Job(claim, self._claims, time.monotonic(), reply.now_ms)
+            job.took_a_place = reply.victim_left
+            self._jobs[claim.job_id] = job
+            intaken = self._intake.at_once(claim) if len(claims) == 1 else None
+            if intaken is None:
+                self._intake.submit(claim)
+            else:
+                self._take_intaken(intaken)
 
     def _take_controls(self, controls: list[Control]) -> None:
         for control in controls:
