@@ -28,7 +28,7 @@ from pagestream.producer import AsyncClient, AsyncJob
 from pagestream.producer.embedded import EmbeddedRedis
 from pagestream.producer.keys import Keys
 from pagestream.worker.config import EngineConfig
-from pagestream.worker.messages import Add, Load, Output, Ready, Step
+from pagestream.worker.messages import Add, Load, Output, Ready, Step, View
 from pagestream.worker.service import run_worker
 from pagestream.worker.settings import read_settings
 
@@ -63,6 +63,9 @@ class TimedEngine:
     def abort(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
             self._left.pop(request_id, None)
+
+    def view(self) -> View:
+        return View(step=self._steps, requests=[], idle_blocks=0, block_map="", blocks_per_cell=1)
 
     @property
     def has_work(self) -> bool:

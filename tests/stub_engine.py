@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pagestream.producer.errors import PagestreamError
 from pagestream.worker.config import EngineConfig
-from pagestream.worker.messages import Add, Load, Output, Ready, Sampling, Step
+from pagestream.worker.messages import Add, Load, Output, Ready, RequestView, Sampling, Step, View
 
 BLOCK_TOKENS = 16
 
@@ -79,6 +79,7 @@ class StubEngine:
         self.options = options
         self.requests: dict[str, _Request] = {}
         self.steps = 0
+        self.queried = 0
 
     def ready(self) -> Ready:
         options = self.options
@@ -96,6 +97,7 @@ class StubEngine:
     def add(self, request: Add) -> None:
         if request.prompt_ids[0] == self.options.poison_token:
             raise ValueError("poison")
+        self.queried += len(request.prompt_ids)
         self.requests[request.request_id] = _Request(request, list(request.output_ids))
 
     def abort(self, request_ids: list[str]) -> None:
@@ -129,6 +131,24 @@ class StubEngine:
                 del self.requests[request_id]
         return Step(outputs, self._load())
 
+    def view(self) -> View:
+        views = [
+            RequestView(
+                request_id,
+                "decode" if request.ids else "waiting",
+                tokens := len(request.add.prompt_ids) + len(request.ids),
+                tokens,
+                request.blocks,
+                0,
+            )
+            for request_id, request in self.requests.items()
+        ]
+        used = sum(request.blocks for request in self.requests.values())
+        cells = "u" * used + "." * (self.options.num_blocks - 1 - used)
+        return View(
+            step=self.steps, requests=views, idle_blocks=0, block_map=cells, blocks_per_cell=1
+        )
+
     def next_token(self, prompt_ids: list[int], ids: list[int]) -> int:
         return next_token(prompt_ids, len(ids), self.options.vocab_size)
 
@@ -144,6 +164,8 @@ class StubEngine:
             used_slots=used * 16,
             allocated_slots=used * 16,
             step=self.steps,
+            prefix_query_tokens=self.queried,
+            prefill_tokens=self.queried,
         )
 
     def _go_wrong(self) -> None:

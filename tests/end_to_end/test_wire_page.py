@@ -190,7 +190,13 @@ def test_the_page_names_every_key(keys):
     ]
     names += [keys.ready("<lane>"), keys.served, keys.bell, keys.dead, keys.model, keys.pace]
     names += [keys.heartbeat("<worker>"), keys.running("<worker>"), keys.step("<worker>")]
-    names += [keys.control("<worker>"), keys.limits, keys.rate("<tenant>"), keys.due]
+    names += [
+        keys.live("<worker>"),
+        keys.control("<worker>"),
+        keys.limits,
+        keys.rate("<tenant>"),
+        keys.due,
+    ]
     section = PAGE.split("## Keys\n")[1].split("\n## ")[0]
     for name in names:
         assert f"{name.removeprefix(keys.prefix)}`" in section, name

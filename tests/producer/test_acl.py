@@ -19,6 +19,7 @@ from pagestream.producer.acl import ROLES, commands_of, rule
 from pagestream.producer.admin import Admin
 from pagestream.producer.cli import build
 from pagestream.producer.keys import Keys
+from pagestream.producer.live import Live
 from pagestream.producer.lua import PARTS, Script
 from pagestream.worker.messages import Sampling
 
@@ -30,6 +31,7 @@ USERS = [
     rule("admin", QUEUE, user="admin", password_sha256=SHA256),
     rule("producer", QUEUE, user="any", password_sha256=SHA256),
     rule("producer", QUEUE, user="acme", password_sha256=SHA256, tenant="acme"),
+    rule("observer", QUEUE, user="observer", password_sha256=SHA256),
     rule("reader", QUEUE, user="acme-reader", password_sha256=SHA256, tenant="acme"),
 ]
 
@@ -184,7 +186,7 @@ def test_a_producer_is_no_worker_and_no_operator(server):
             WireWorker.__init__(impostor, Wire(producer, KEYS), "w-2")
 
 
-@pytest.mark.parametrize("user", ["worker", "admin", "any", "acme", "acme-reader"])
+@pytest.mark.parametrize("user", ["worker", "admin", "any", "acme", "acme-reader", "observer"])
 def test_nobody_reaches_the_server_itself(server, user):
     with connected(server, user) as client:
         for command in (
@@ -201,6 +203,23 @@ def test_nobody_reaches_the_server_itself(server, user):
         denied(client, "XRANGE", Keys("other").out("x"), "-", "+")
         with pytest.raises(redis.ResponseError):
             Script("submit")(client, Keys("other").bell, "id", b"{}", "{}")
+
+
+@pytest.mark.parametrize("user", ["observer", "admin"])
+def test_who_may_look_sees_everything(server, user):
+    with connected(server, "any") as producer, connected(server, "worker") as worker_client:
+        wire = Wire(producer, KEYS)
+        wire.submit("job")
+        wire.submit("waits")
+        WireWorker(Wire(worker_client, KEYS), "w-1").claim_one()
+        with Live(url(server, user)) as live:
+            queue = live.queue(QUEUE)
+            assert (queue.waiting, queue.running, queue.workers[0].jobs) == (1, 1, 1)
+            assert QUEUE in live.queues()
+            assert live.timeline(QUEUE, "job").state == "running"
+    with connected(server, "observer") as client:
+        for command in (("DEL", KEYS.out("job")), ("SET", KEYS.live("w-1"), "x")):
+            denied(client, *command)
 
 
 def test_a_reader_only_reads(server):

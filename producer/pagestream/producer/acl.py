@@ -13,7 +13,7 @@ from .errors import InvalidRequest
 from .keys import DEFAULT_TENANT, QUEUES, Keys, check_name
 from .lua import Script
 
-RoleName = Literal["producer", "reader", "worker", "admin"]
+RoleName = Literal["producer", "reader", "observer", "worker", "admin"]
 
 _CALL = re.compile(r"(?:call|pcall|xadd)\(\s*'([A-Z]+)'(?:, '([A-Z]+)')?|\{'(XCLAIM)'")
 _WITH_SUBCOMMANDS = {"XGROUP", "XINFO"}
@@ -39,6 +39,10 @@ _READING = (
     *("subscribe", "unsubscribe"),
 )
 _TALKING = ("evalsha", "script|load")
+_LOOKING = (
+    *("time", "exists", "get", "hkeys", "hlen", "hmget", "smembers", "zrange", "zcard", "xlen"),
+    *("xrange", "xrevrange", "xpending", "xinfo|groups"),
+)
 
 ROLES: dict[RoleName, _Role] = {
     "producer": _Role(
@@ -52,6 +56,16 @@ ROLES: dict[RoleName, _Role] = {
         queues="reads",
     ),
     "reader": _Role(scripts=(), commands=_READING, writes=(), reads=("job:<id>", "out:<id>")),
+    "observer": _Role(
+        scripts=(),
+        commands=_LOOKING,
+        writes=(),
+        reads=(
+            *("job:*", "out:*", "jobs:*", "served", "suspects", "dead"),
+            *("model", "hb:*", "live:*", "running:*"),
+        ),
+        queues="reads",
+    ),
     "worker": _Role(
         scripts=("register", "step", "resync", "reap", "crash", "leave"),
         commands=(*_TALKING, "xread", "xrange", "sadd", "info"),
@@ -61,8 +75,8 @@ ROLES: dict[RoleName, _Role] = {
     "admin": _Role(
         scripts=("cancel", "delete", "retry", "drain"),
         commands=(
-            *(*_TALKING, "smembers", "zrange", "zcard", "xlen", "xrange", "xdel", "hkeys", "hlen"),
-            *("hget", "hgetall", "hset", "hdel", "get", "pttl", "memory|usage"),
+            *(*_TALKING, *_LOOKING, "xdel"),
+            *("hget", "hgetall", "hset", "hdel", "pttl", "memory|usage"),
         ),
         writes=("*",),
         queues="reads",

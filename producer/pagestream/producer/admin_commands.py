@@ -104,7 +104,7 @@ def drain(
 
 
 def acl(
-    role: Annotated[str, typer.Argument(help="producer, reader, worker or admin.")],
+    role: Annotated[str, typer.Argument(help="producer, reader, observer, worker or admin.")],
     queue: Annotated[str, typer.Option(help="The queue: a served model's name.")],
     user: Annotated[str | None, typer.Option(help="The user's name. [default: the role]")] = None,
     tenant: Annotated[

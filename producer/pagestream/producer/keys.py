@@ -158,6 +158,10 @@ class Keys:
         """String with a TTL: the worker is alive; its value is a JSON of counters."""
         return f"{self.prefix}hb:{worker}"
 
+    def live(self, worker: str) -> str:
+        """String with the heartbeat's TTL: JSON of a `WorkerSnapshot`, for whoever looks."""
+        return f"{self.prefix}live:{worker}"
+
     def step(self, worker: str) -> str:
         """String: `<incarnation>:<number>` of the last step of this worker that Redis applied."""
         return f"{self.prefix}step:{worker}"

@@ -1,7 +1,7 @@
 """What the queue process and the engine process say to each other.
 
 Length-prefixed msgpack frames on a socketpair: a 4-byte big-endian length, then one tagged struct.
-Parent to engine: `Add`, `Abort`, `Drain`. Engine to parent: `Ready`, `Step`, `Fatal`.
+Parent to engine: `Add`, `Abort`, `Drain`, `Look`. Back: `Ready`, `Step`, `View`, `Fatal`.
 This module knows no sockets' owners, no Redis and no torch.
 """
 
@@ -44,6 +44,10 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """Exit once nothing runs."""
+
+
+class Look(msgspec.Struct, frozen=True, tag=True):
+    """Answer with a `View`, between two steps."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -91,6 +95,10 @@ class Load(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Since the start."""
     step: int = 0
     """Steps since the start."""
+    prefix_query_tokens: int = 0
+    """Tokens looked up in the prefix cache since the start; `prefix_hit_tokens` were found."""
+    prefill_tokens: int = 0
+    """Prompt tokens computed since the start, those of recomputed prompts included."""
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
@@ -100,11 +108,38 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     load: Load
 
 
+class RequestView(msgspec.Struct, frozen=True, array_like=True):
+    """One request as the scheduler has it."""
+
+    request_id: str
+    state: Literal["waiting", "prefill", "decode"]
+    tokens: int
+    """Prompt and output so far."""
+    computed_tokens: int
+    blocks: int
+    cached_tokens: int
+    """Found in the prefix cache at its admission."""
+
+
+class View(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What the scheduler holds, for people to look at; made when a `Look` asks for it."""
+
+    step: int
+    requests: list[RequestView]
+    """Running ones first, in the scheduler's order."""
+    idle_blocks: int
+    """Blocks that nobody uses and the prefix cache knows."""
+    block_map: str
+    """One letter a cell, in the blocks' order: `u` used by one request, `s` shared by several, `c`
+    cached for a prefix, `.` free. Of a large pool a cell shows every n-th block."""
+    blocks_per_cell: int
+
+
 class Fatal(msgspec.Struct, frozen=True, tag=True):
     """The engine cannot go on; it exits after sending this."""
 
     message: str
 
 
-ToEngine = Add | Abort | Drain
-FromEngine = Ready | Step | Fatal
+ToEngine = Add | Abort | Drain | Look
+FromEngine = Ready | Step | View | Fatal

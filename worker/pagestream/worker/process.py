@@ -26,7 +26,7 @@ import msgspec
 
 from pagestream.producer.errors import PagestreamError
 
-from .messages import Abort, Add, Fatal, FromEngine, Load, Output, Ready, Step, ToEngine
+from .messages import Abort, Add, Fatal, FromEngine, Load, Look, Output, Ready, Step, ToEngine, View
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,10 @@ class EngineLike(Protocol):
 
     def step(self) -> Step:
         """Run one step; outputs may be empty."""
+        ...
+
+    def view(self) -> View:
+        """What the scheduler holds now."""
         ...
 
     @property
@@ -243,6 +247,8 @@ def _serve(engine: EngineLike, incoming: queue.SimpleQueue[ToEngine], outbox: "_
                     outbox.put(Step([refused], load))
             elif isinstance(message, Abort):
                 engine.abort(message.request_ids)
+            elif isinstance(message, Look):
+                outbox.put(engine.view())
             else:
                 draining = True
         if engine.has_work:

@@ -37,6 +37,7 @@ from .queue.inbox import Inbox
 from .queue.intake import Intake, IntakeThread, model_info
 from .queue.lease import Lease
 from .queue.loop import EngineLost, QueueLoop, StopFlag
+from .queue.meter import Meter
 from .queue.tokenizer import Tokenizer
 from .settings import WorkerSettings
 
@@ -84,9 +85,10 @@ def serve(
     """Serve until `stop` says so, and return the exit status; whoever sets it wakes the inbox."""
     engine = EngineProcess(partial(build, settings.engine_config()), inbox.put_frame)
     health = Health(answer_s=settings.heartbeat_ttl)
+    meter = Meter()
     try:
         with probes(settings.health_port, health):
-            _serve(settings, stop, inbox, engine, health)
+            _serve(settings, stop, inbox, engine, health, meter)
     except _Exit as ending:
         if ending.status != OK:
             logger.error("%s", ending)
@@ -110,7 +112,12 @@ def serve(
 
 
 def _serve(
-    settings: WorkerSettings, stop: StopFlag, inbox: Inbox, engine: EngineProcess, health: Health
+    settings: WorkerSettings,
+    stop: StopFlag,
+    inbox: Inbox,
+    engine: EngineProcess,
+    health: Health,
+    meter: Meter,
 ) -> None:
     keys = Keys(settings.queue)
     worker = settings.name or f"{socket.gethostname()}-{secrets.token_hex(4)}"
@@ -149,7 +156,7 @@ def _serve(
         inbox.put,
     )
     loop = QueueLoop(
-        *(lease, engine, intake, inbox, ready, stop, patience),
+        *(lease, engine, intake, inbox, ready, stop, patience, meter),
         grace_s=settings.grace,
         step_stall_s=settings.step_stall,
     )

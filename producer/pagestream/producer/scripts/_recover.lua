@@ -20,7 +20,7 @@ local function recover(worker, cap)
     if job and job.state == 'running' and job.owner == worker then take_from_worker(job) end
   end
   call('DEL', prefix .. 'running:' .. worker, prefix .. 'step:' .. worker, prefix .. 'ctl:' .. worker,
-    prefix .. 'hb:' .. worker)
+    prefix .. 'hb:' .. worker, prefix .. 'live:' .. worker)
   call('HDEL', prefix .. 'model', worker)
   -- What the index does not know (somebody deleted it) is still pending for the worker.
   for _, tenant in ipairs(call('ZRANGE', prefix .. 'served', 0, -1)) do

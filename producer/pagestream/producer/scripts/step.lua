@@ -1,11 +1,13 @@
 -- One step of a worker, in one atomic call: publish, finish, hand back, claim, control, heartbeat.
 -- KEYS[1] {ps:<queue>}:step:<worker>
 -- ARGV msgpack [worker, incarnation, step, beat_ttl_ms (0: no beat), beat_info, rows, ends, returns,
---               slots, tokens, tokens of one job at most, control_after, prefills, aged_slots, victim]
+--               slots, tokens, tokens of one job at most, control_after, prefills, aged_slots, victim,
+--               snapshot (kept with the beat; '': leave the last one)]
 --   rows     [[id, epoch, entry id, choice, start, "12 99 3", text] …]
 --   ends     [[id, epoch, offset, choice, reason, text, usage, timings, error, message] …]
 --   returns  [[id, epoch, tokens_max if known better, true if it is suspected no more] …]
---   prefills [[id, epoch, prompt tokens computed, in the place of what the claim was charged] …]
+--   prefills [[id, epoch, prompt tokens computed, in the place of what the claim was charged,
+--              true if the first token is there] …]
 --   victim   [id, epoch, lane, tenant, tokens]: if the best waiting job is of this lane and tenant and
 --            finds no room, the job goes back and makes room for so many tokens; or []
 -- -> [applied|already|rollback, now_ms, row codes, end codes, claims, controls, bell id, waiting,
@@ -18,7 +20,8 @@
 local CONTROLS_MAX = 256
 
 local worker, incarnation, step, beat_ttl_ms, beat_info, rows, ends, returns,
-  slots, tokens, job_tokens_max, control_after, prefills, aged_slots, victim = unpack(cmsgpack.unpack(ARGV[1]))
+  slots, tokens, job_tokens_max, control_after, prefills, aged_slots, victim,
+  snapshot = unpack(cmsgpack.unpack(ARGV[1]))
 local running = prefix .. 'running:' .. worker
 local STATES = {stop = 'done', length = 'done', cancelled = 'cancelled', expired = 'expired',
   error = 'failed'}
@@ -141,13 +144,14 @@ end
 
 -- A claim is charged for the most its prompt may take; this is what it took. The tenant's rate paid
 -- for that bound at the submit, and pays for the prompt once, however often it is claimed.
-local function settle(id, epoch, computed)
+local function settle(id, epoch, computed, has_token)
   local held = lease(id, epoch)
   if not held then return end
   local record = prefix .. 'job:' .. id
   local known = call('HMGET', record, 'charged', 'paid')
   charge(held.tenant, computed - tonumber(known[1] or computed))
   call('HSET', record, 'charged', computed)
+  if has_token then call('HSETNX', record, 'first_token_ms', digits(now)) end
   if known[2] and computed > 0 then
     spend(held.tenant, 'tokens', computed - tonumber(known[2]))
     call('HDEL', record, 'paid')
@@ -231,6 +235,7 @@ for i, entry in ipairs(call('XRANGE', control, '(' .. control_after, '+', 'COUNT
 end
 if beat_ttl_ms > 0 then
   call('SET', prefix .. 'hb:' .. worker, beat_info, 'PX', beat_ttl_ms)
+  if snapshot ~= '' then call('SET', prefix .. 'live:' .. worker, snapshot, 'PX', beat_ttl_ms) end
 end
 
 return {status, now, table.concat(row_codes), table.concat(end_codes), claims, controls, bell_id, waiting,

@@ -81,6 +81,22 @@ class BlockPool:
             if self._users[block] == 0 and not self.cache.rest(block):
                 self._free.append(block)
 
+    def picture(self, most_cells: int) -> tuple[str, int]:
+        """A picture of the pool: one letter a cell, and how many blocks a cell stands for.
+
+        `u` used once, `s` shared, `c` idle, `.` free. A cell shows its first block: looking at all
+        of a large pool would take the milliseconds of a step.
+        """
+        span = -(-self.num_usable // most_cells)
+        blocks = range(PADDING_BLOCK + 1, self.num_blocks, span)
+        return "".join(map(self._letter, blocks)), span
+
+    def _letter(self, block: int) -> str:
+        users = self._users[block]
+        if users:
+            return "u" if users == 1 else "s"
+        return "c" if self.cache.is_idle(block) else "."
+
     def check(self) -> None:
         """Assert the invariant; for tests and for an idle engine."""
         free = set(self._free)

@@ -18,7 +18,7 @@ from pagestream.kernels import FIXED_SPLITTING, Products
 
 from ..config import BLOCK_TOKENS, EngineConfig
 from ..errors import ConfigError
-from ..messages import Add, Output, Ready, Step
+from ..messages import Add, Output, Ready, Step, View
 from ..models import Model, load_model
 from .batch import Batch
 from .blocks import BlockPool
@@ -76,6 +76,10 @@ class Engine:
             outputs += self.scheduler.commit(due, launched.token_ids())
         self._steps += 1
         return Step(outputs, self.scheduler.load(self._steps))
+
+    def view(self) -> View:
+        """What the scheduler holds now; the step in flight counts as computed."""
+        return self.scheduler.view(self._steps)
 
     def _refusal(self, add: Add) -> str | None:
         """Why a request cannot run; intake has checked this, so it is a second line of defence."""

@@ -20,9 +20,10 @@ from typing import Literal
 
 import msgspec
 
-from ..messages import Load, Output, Sampling
+from ..messages import Load, Output, Sampling, View
 from .blocks import BlockPool
 from .request import Request, State
+from .view import view_of
 
 
 class Work(msgspec.Struct, frozen=True, gc=False):
@@ -84,6 +85,8 @@ class Scheduler:
         self._free_rows = list(range(max_running - 1, -1, -1))
         self.num_preemptions = 0
         self.num_prefix_hit_tokens = 0
+        self.num_prefix_query_tokens = 0
+        self.num_prefill_tokens = 0
         self.num_chunked_prefills = 0
         self._unfilled_slots = 0  # of the running requests' blocks: what they do not hold yet
         self._used_slot_steps = 0
@@ -176,7 +179,13 @@ class Scheduler:
             preemptions=self.num_preemptions,
             prefix_hit_tokens=self.num_prefix_hit_tokens,
             step=step,
+            prefix_query_tokens=self.num_prefix_query_tokens,
+            prefill_tokens=self.num_prefill_tokens,
         )
+
+    def view(self, step: int) -> View:
+        """What is here, for people to look at."""
+        return view_of([*self._running, *self._waiting], self._pool, step)
 
     def _slots(self) -> tuple[int, int]:
         """(used, allocated) token slots: they differ by what the last blocks have still free."""
@@ -239,6 +248,7 @@ class Scheduler:
         else:
             plan.prefills.append(work)
             self.num_chunked_prefills += not draws
+            self.num_prefill_tokens += num_tokens
         request.num_computed_tokens = end
         self._unfilled_slots -= num_tokens
         if draws:
@@ -273,6 +283,7 @@ class Scheduler:
         request.state = State.RUNNING
         self._running.append(request)
         self.num_prefix_hit_tokens += request.cached_tokens
+        self.num_prefix_query_tokens += request.num_tokens if self._prefix_cache else 0
 
     def _grow(self, request: Request, num_tokens: int) -> bool:
         """Give the request blocks for its next tokens; False if it had to be preempted itself."""

@@ -59,6 +59,8 @@ class Prefill(NamedTuple):
     job_id: str
     epoch: int
     tokens: int
+    has_token: bool = False
+    """Its first token is there: the record says when."""
 
 
 class Victim(NamedTuple):
@@ -91,6 +93,8 @@ class StepCall(msgspec.Struct, kw_only=True):
     """Handed back, after its rows are published, if what it was chosen for finds no room."""
     info: str = "{}"
     """The heartbeat's value: JSON of counters, for people and probes."""
+    snapshot: str = ""
+    """A `WorkerSnapshot` as JSON, kept with the heartbeat; empty leaves the last one."""
 
 
 class Claim(NamedTuple):

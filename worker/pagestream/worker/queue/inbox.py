@@ -24,6 +24,8 @@ class Inbox:
         self._room = threading.Condition()
         self._bytes = 0
         self._oldest_s: float | None = None
+        self.arrived_s = time.monotonic()
+        """When the oldest frame of those last taken arrived, at the latest."""
         self._closed = False
 
     def put(self, event: object) -> None:
@@ -54,6 +56,7 @@ class Inbox:
         if size_bytes:
             with self._room:
                 self._bytes -= size_bytes
+                self.arrived_s = self._oldest_s or time.monotonic()
                 # Frames put since then are new: they came while the loop was getting on.
                 self._oldest_s = time.monotonic() if self._bytes else None
                 self._room.notify_all()

@@ -166,6 +166,7 @@ class Lease:
             call.prefills,
             call.aged_slots,
             call.victim or (),
+            call.snapshot,
         )
         sent_ms = _monotonic_ms()
         answer = self._call("step", _pack(request))

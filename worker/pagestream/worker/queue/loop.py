@@ -17,7 +17,7 @@ import msgspec
 from pagestream.producer.errors import PagestreamError
 from pagestream.producer.protocol import FinishReason
 
-from ..messages import Abort, Fatal, Output, Ready, Step
+from ..messages import Abort, Fatal, Look, Output, Ready, Step, View
 from ..process import Died, EngineProcess
 from .backoff import Patience
 from .calls import Claim, Control, Return, StepCall, StepReply, Victim, Waiting
@@ -26,7 +26,9 @@ from .eviction import aged_slots, choose_victim
 from .inbox import Inbox
 from .intake import Intaken, IntakeThread
 from .lease import Lease
+from .meter import Meter
 from .reply import REQUEST_SEPARATOR, Job
+from .snapshots import Snapshots
 from .supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ class QueueLoop:
         ready: Ready,
         stop: StopFlag,
         patience: Patience,
+        meter: Meter,
         *,
         grace_s: float,
         step_stall_s: float,
@@ -83,6 +86,7 @@ class QueueLoop:
             ready: what the engine said.
             stop: set by whoever wants the worker to end.
             patience: how calls to Redis are made.
+            meter: told of all that happens.
             grace_s: what running jobs get to finish in a drain.
             step_stall_s: an engine that has requests and says nothing for so long is wedged.
         """
@@ -93,6 +97,8 @@ class QueueLoop:
         self._credit = Credit(ready)
         self._stop = stop
         self._patience = patience
+        self._meter = meter
+        self._snapshots = Snapshots(ready, meter, self.refuses)
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
         self._dirty: dict[str, Job] = {}
@@ -149,10 +155,13 @@ class QueueLoop:
             case Step():
                 self._engine.heard()
                 self._credit.load = event.load
+                self._meter.heard(event.load, self._inbox.arrived_s)
                 for output in event.outputs:
                     self._take_output(output)
             case Intaken():
                 self._take_intaken(event)
+            case View():
+                self._snapshots.view = event
             case Ready():
                 self._engine_came_up()
             case Died():
@@ -170,6 +179,8 @@ class QueueLoop:
             return
         if job.request_id != output.request_id:
             return
+        if output.token_ids:
+            self._meter.takes(job, len(output.token_ids), self._engine.heard_s)
         job.take(output, self._engine.heard_s)
         self._dirty[job_id] = job
         if job.reason is not None:
@@ -264,6 +275,7 @@ class QueueLoop:
             prefills=[item for job in dirty.values() if (item := job.prefill()) is not None],
             victim=victim,
             info=self._heartbeat_info(),
+            snapshot=self._snapshot(),
         )
 
     def _heartbeat_info(self) -> str:
@@ -271,12 +283,21 @@ class QueueLoop:
         counters = msgspec.structs.asdict(load) if load is not None else {}
         return msgspec.json.encode({"jobs": len(self._jobs), **counters}).decode()
 
+    def _snapshot(self) -> str:
+        """With a heartbeat: what it all looks like. The engine's part is as of the one before."""
+        if self._lease.beat_due_ms() > 0:
+            return ""
+        if self._snapshots.wants_view:
+            self._engine.send(Look())
+        return self._snapshots.take(self._jobs.values(), self._lease.now_ms()).decode()
+
     def _reap_if_due(self) -> None:
         now_s = time.monotonic()
         if now_s >= self._next_reap_s:
             self._next_reap_s = now_s + self._lease.reap_ms / 1000
             reaped = self._patience.call(self._lease.reap, self._jobs)
             self._weights = reaped.weights
+            self._meter.reaped(reaped)
             # Jobs of dead workers wait now, or jobs of ours that the next step hands back.
             self._rung = self._rung or bool(reaped.put_back or reaped.lost)
 
@@ -284,8 +305,10 @@ class QueueLoop:
 
     def _act_on(self, call: StepCall, reply: StepReply) -> None:
         if reply.status == "rollback":
+            self._meter.rollbacks += 1
             self._roll_back()
             return
+        self._meter.wrote(call, reply)
         self._bell_id = reply.bell_id
         self._settle(call, reply)
         if reply.status == "applied":
@@ -307,8 +330,10 @@ class QueueLoop:
                 logger.warning("job %s has another owner now", row.job_id)
             if code in "fg":  # gone: the reader deleted its reply, and nobody wants the rest
                 self._drop(row.job_id)
-        for end in call.ends:
-            self._jobs.pop(end.job_id, None)
+        for end, code in zip(call.ends, reply.end_codes, strict=True):
+            job = self._jobs.pop(end.job_id, None)
+            if job is not None and code == "k":
+                self._meter.ended(job)
         for returned in call.returns:
             self._jobs.pop(returned[0], None)
         if call.victim is not None and reply.victim_left:
@@ -349,6 +374,7 @@ class QueueLoop:
             job = Job(claim, self._claims, time.monotonic(), reply.now_ms)
             job.took_a_place = reply.victim_left
             self._jobs[claim.job_id] = job
+            self._meter.claimed(job)
             intaken = self._intake.at_once(claim) if len(claims) == 1 else None
             if intaken is None:
                 self._intake.submit(claim)
@@ -414,6 +440,8 @@ class QueueLoop:
         """What it said before was taken."""
         ran = [job for job in self._jobs.values() if job.is_sent]
         logger.error("an engine process with %d jobs is gone", len(ran))
+        self._meter.engine_deaths += 1
+        self._snapshots.view = None
         for job in self._jobs.values():
             job.is_sent = job.is_answered = False
         self._count_crash(ran, self._engine.died(died))

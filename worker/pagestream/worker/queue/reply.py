@@ -75,14 +75,21 @@ class Job:
         self._detokenizer: Detokenizer | None = None
         self._prefill_tokens: int | None = 0
         """What the claim's prompt took to compute; None once it has been told."""
-        self._claimed_s = now_s
-        self._first_token_s: float | None = None
+        self.claimed_s = now_s
+        self.first_token_s: float | None = None
+        """Of this claim."""
+        self.last_token_s: float | None = None
         self._queue_ms = max(0.0, float(now_ms - claim.queued_ms))
 
     @property
     def request_id(self) -> str:
         """The engine's name for this claim of the job: a later claim is another request."""
         return f"{self.id}{REQUEST_SEPARATOR}{self._number}"
+
+    @property
+    def accepted_s(self) -> float:
+        """When the queue accepted the job, on this process's clock."""
+        return self.claimed_s - self._queue_ms / 1000
 
     @property
     def context_tokens(self) -> int:
@@ -139,7 +146,8 @@ class Job:
         assert self._detokenizer is not None, "the engine answered before it was asked"
         if output.token_ids:
             self.is_answered = True
-            self._first_token_s = self._first_token_s or now_s
+            self.first_token_s = self.first_token_s or now_s
+            self.last_token_s = now_s
             before = self._detokenizer.tokens
             self._text += self._detokenizer.push(output.token_ids)
             # Not the ids computed beyond a stop string.
@@ -171,7 +179,7 @@ class Job:
         if self._prefill_tokens is None or not (self.is_answered or leaves):
             return None
         computed, self._prefill_tokens = self._prefill_tokens - self.cached_tokens, None
-        return Prefill(self.id, self.epoch, max(0, computed))
+        return Prefill(self.id, self.epoch, max(0, computed), self.is_answered)
 
     def end(self, now_s: float) -> End:
         """Return the end of the job, with the rest of its text."""
@@ -211,9 +219,9 @@ class Job:
         self._detokenizer.push(self.ids[: self.published])
 
     def _timings(self, now_s: float) -> Timings:
-        first_s = self._first_token_s
+        first_s = self.first_token_s
         return Timings(
             queue_ms=self._queue_ms,
-            first_token_ms=round((first_s - self._claimed_s) * 1000, 3) if first_s else 0.0,
-            total_ms=round((now_s - self._claimed_s) * 1000, 3),
+            first_token_ms=round((first_s - self.claimed_s) * 1000, 3) if first_s else 0.0,
+            total_ms=round((now_s - self.claimed_s) * 1000, 3),
         )
