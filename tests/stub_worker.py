@@ -4,7 +4,7 @@ It claims, publishes, cancels and ends jobs through a real `Lease`, one token a 
 thread. What it writes is a pure function of (seed, max_tokens), so a test knows every byte: see
 `answer`. As a detokenizer would, it sometimes sends ids whose text only comes with the next ones.
 
-Prompts that begin with a word of these do as it says:
+Prompts, or last messages of chats, that begin with a word of these do as it says:
     fail   ends in the error `stub_failure` after two tokens
     hold   waits, claimed and without a token, until `worker.released` is set
 """
@@ -47,7 +47,8 @@ def shown(seed: int, tokens: int) -> str:
 class _Running:
     def __init__(self, claim: Claim, payload: Payload, done: int) -> None:
         self.claim = claim
-        self.prompt = payload.prompt or str(payload.messages or payload.prompt_ids)
+        last = payload.messages[-1]["content"] if payload.messages else payload.prompt
+        self.prompt = str(last or payload.prompt_ids)
         self.seed = payload.sampling.seed or 0
         self.tokens = payload.sampling.max_tokens or DEFAULT_TOKENS
         self.done = done

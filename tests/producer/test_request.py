@@ -76,3 +76,9 @@ def test_parameters_that_are_not_built_are_refused_unless_neutral():
     build(prompt="a", n=1, presence_penalty=0.0, logprobs=False)
     with pytest.raises(UnsupportedParameter, match="n=2"):
         build(prompt="a", n=2)
+
+
+def test_a_number_that_no_wire_carries_is_refused():
+    messages = [{"role": "user", "content": "x", "weight": 2**70}]
+    with pytest.raises(InvalidRequest, match="a message cannot be written"):
+        build_request({"messages": messages}, model=None, tenant="default", queue_limit=1)

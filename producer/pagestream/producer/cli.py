@@ -41,6 +41,8 @@ class Room:
 
 _WORKER_NEEDS = ("torch", "transformers", "safetensors", "pydantic", "pydantic_settings")
 
+_GATEWAY_NEEDS = ("typer", "rich", "fastapi", "uvicorn", "pydantic_settings")
+
 ROOMS = (
     Room("pagestream.producer.commands", ("generate", "chat"), ("typer", "rich"), "cli"),
     Room(
@@ -50,6 +52,7 @@ ROOMS = (
         "cli",
     ),
     Room("pagestream.producer.tenant_commands", ("tenants",), ("typer", "rich"), "cli"),
+    Room("pagestream.producer.gateway.cli", ("gateway",), _GATEWAY_NEEDS, "gateway"),
     Room("pagestream.worker.cli", ("worker", "up"), _WORKER_NEEDS, "worker"),
     Room("pagestream.worker.bench.cli", ("bench",), _WORKER_NEEDS, "bench"),
     Room("pagestream.worker.chaos.cli", ("chaos",), _WORKER_NEEDS, "worker"),

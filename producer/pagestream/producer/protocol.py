@@ -68,12 +68,15 @@ def encode_payload(payload: Payload) -> bytes:
     """Encode a payload as msgpack.
 
     Raises:
-        InvalidRequest: a string has a lone surrogate, which UTF-8 cannot carry.
+        InvalidRequest: a string has a lone surrogate, which UTF-8 cannot carry, or a message holds
+            a number that msgpack cannot, or is nested too deeply.
     """
     try:
         return _encoder.encode(payload)
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"the prompt is not valid Unicode: {error}") from error
+    except (OverflowError, RecursionError) as error:
+        raise InvalidRequest(f"a message cannot be written: {error}") from error
 
 
 def decode_payload(data: bytes) -> Payload:

@@ -1,0 +1,50 @@
+"""The gateway's application: what is started with it, and its routers.
+
+This module knows no request.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.requests import Request
+from fastapi.responses import Response
+
+from . import chat, completions, health, models, responses, streams
+from .api_keys import ApiKeys
+from .failures import add_handlers
+from .queues import Queues
+from .settings import GatewaySettings
+from .waiting import HungUp
+
+CLIENT_CLOSED_REQUEST = 499
+"""For the log alone: nobody reads it."""
+
+
+def create_app(settings: GatewaySettings) -> FastAPI:
+    """Return the application; it connects to Redis when it is first asked.
+
+    Raises:
+        InvalidRequest: the API keys cannot be read, or the Redis URL is none.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        app.state.queues = Queues(settings.redis_url, queue_limit=settings.queue_limit)
+        try:
+            yield
+        finally:
+            await app.state.queues.aclose()
+
+    app = FastAPI(title="pagestream", summary="OpenAI's API over a queue", lifespan=lifespan)
+    app.state.settings = settings
+    app.state.api_keys = ApiKeys.read(settings.api_keys)
+    add_handlers(app)
+    app.add_exception_handler(HungUp, _hung_up)
+    for area in (chat, completions, responses, models, streams, health):
+        app.include_router(area.router)
+    return app
+
+
+async def _hung_up(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -1,0 +1,64 @@
+"""The command `pagestream gateway`. Flags and their help only."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..commands import errors_as_sentences
+
+RedisUrl = Annotated[
+    str | None, typer.Option(help="redis://, rediss://, unix:// or redis+sentinel:// URL.")
+]
+Host = Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on. [default: 8000]")]
+Keys = Annotated[
+    Path | None,
+    typer.Option(help='JSON file of API keys, {"key": "tenant"}. [default: nobody is asked]'),
+]
+Grace = Annotated[
+    float | None,
+    typer.Option(help="Seconds until a job that nobody reads any more is cancelled. [default: 5]"),
+]
+Wait = Annotated[
+    float | None,
+    typer.Option(help="Seconds a stream's headers wait for its first token. [default: 5]"),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Unfinished jobs of a tenant on a queue before 429. [default: 10000]"),
+]
+
+
+def gateway(
+    redis_url: RedisUrl = None,
+    host: Host = None,
+    port: Port = None,
+    api_keys: Keys = None,
+    disconnect_grace: Grace = None,
+    first_entry_wait: Wait = None,
+    queue_limit: Limit = None,
+) -> None:
+    """Serve OpenAI's HTTP API over the queues of one Redis."""
+    import uvicorn
+
+    from .app import create_app
+    from .settings import read_settings
+
+    with errors_as_sentences():
+        settings = read_settings(
+            redis_url=redis_url,
+            host=host,
+            port=port,
+            api_keys=api_keys,
+            disconnect_grace=disconnect_grace,
+            first_entry_wait=first_entry_wait,
+            queue_limit=queue_limit,
+        )
+        app = create_app(settings)
+    uvicorn.run(app, host=settings.host, port=settings.port, access_log=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(gateway)

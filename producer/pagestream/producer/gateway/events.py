@@ -1,0 +1,83 @@
+"""Server-sent events of one reply stream. An event's id is its entry's id in Redis.
+
+So a browser's `Last-Event-ID`, or `?from=` on `/v1/streams/<id>`, goes on behind it, on any
+gateway. This module knows no requests; what an event says is its form's matter.
+
+Source: WHATWG HTML, "Server-sent events".
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Protocol
+
+import msgspec
+from fastapi.responses import StreamingResponse
+
+from ..errors import PagestreamError
+from ..job import Chunk, TokenStream
+from .failures import body_of
+
+KEEP_ALIVE_S = 15.0
+"""Silence after which a comment is sent, so that proxies keep the connection."""
+
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_encode = msgspec.json.Encoder().encode
+
+
+class Form(Protocol):
+    """How one kind of answer is told in events."""
+
+    done: bytes
+    """What ends a whole stream."""
+
+    def opening(self) -> Iterable[dict[str, Any]]:
+        """What comes before the first chunk, when nothing has been told yet."""
+        ...
+
+    def of(self, chunk: Chunk) -> Iterable[dict[str, Any]]:
+        """What a chunk says."""
+        ...
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event_response(
+    stream: TokenStream, form: Form, first: list[Chunk] | None, *, resumed: bool = False
+) -> StreamingResponse:
+    """Return the response that tells a stream to its end; `first` chunks are already taken."""
+    body = _body(stream, form, first, resumed)
+    return StreamingResponse(body, media_type="text/event-stream", headers=_HEADERS)
+
+
+def frame(message: dict[str, Any], event_id: str | None = None) -> bytes:
+    """Return one event."""
+    head = b"" if event_id is None else b"id: %b\n" % event_id.encode()
+    return head + b"data: %b\n\n" % _encode(message)
+
+
+async def _body(
+    stream: TokenStream, form: Form, first: list[Chunk] | None, resumed: bool
+) -> AsyncIterator[bytes]:
+    async with stream:
+        if not resumed:
+            yield b"".join(frame(message) for message in form.opening())
+        chunks = first
+        while True:
+            if chunks is None:
+                yield b": waiting\n\n"
+            elif not chunks:
+                yield form.done
+                return
+            else:
+                yield b"".join(
+                    frame(message, chunk.id) for chunk in chunks for message in form.of(chunk)
+                )
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    chunks = await stream.take()
+            except TimeoutError:
+                chunks = None
+            except PagestreamError as error:
+                yield frame(body_of(error))
+                return

@@ -1,0 +1,50 @@
+"""The gateway's settings, from flags and from `PAGESTREAM_…` variables; a flag wins.
+
+This module checks values one by one and knows nothing of how they are used.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ..embedded import default_url
+from ..errors import InvalidRequest
+
+
+class GatewaySettings(BaseSettings):
+    """Everything a gateway can be told; each field is a flag and a variable of the same name."""
+
+    model_config = SettingsConfigDict(env_prefix="PAGESTREAM_", extra="ignore", frozen=True)
+
+    redis_url: str = Field(default_factory=default_url)
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    api_keys: Path | None = None
+    """A JSON file, `{"key": "tenant"}`; without it every request is the tenant `default`'s."""
+    disconnect_grace: float = Field(default=5.0, ge=1.0)
+    """Seconds after which a job that nobody reads any more is cancelled."""
+    first_entry_wait: float = Field(default=5.0, ge=0.0)
+    """Seconds a stream's HTTP headers wait, so that an early error has its status."""
+    queue_limit: int = Field(default=10_000, ge=1)
+    """Unfinished jobs a tenant may have on a queue before 429."""
+
+
+def read_settings(**flags: Any) -> GatewaySettings:
+    """Return the settings: flags that are not None, then variables, then defaults.
+
+    Raises:
+        InvalidRequest: a value is out of range; the message names the flag.
+    """
+    try:
+        given = {name: value for name, value in flags.items() if value is not None}
+        return GatewaySettings(**given)
+    except ValidationError as error:
+        lines = [dict(line) for line in error.errors()]
+        raise InvalidRequest("; ".join(map(_sentence, lines))) from error
+
+
+def _sentence(line: dict[str, Any]) -> str:
+    name = str(line["loc"][0]).replace("_", "-") if line["loc"] else "settings"
+    return f"--{name}: {line['msg']} (got {line['input']!r})"

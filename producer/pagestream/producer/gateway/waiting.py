@@ -1,0 +1,56 @@
+"""Waits for answers as long as the client does, and for a stream's first news before its headers.
+
+This module knows no jobs' contents and no formats.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from ..job import Chunk, TokenStream
+
+T = TypeVar("T")
+
+
+class HungUp(Exception):
+    """The client has closed the connection: nobody waits for the answer."""
+
+
+async def while_connected(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """Return the answer; stop waiting for it, and so reading the job, when the client hangs up.
+
+    Raises:
+        HungUp: it did.
+    """
+    waiting = asyncio.create_task(answer)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise HungUp
+        return waiting.result()
+    finally:
+        for task in (waiting, gone):
+            task.cancel()
+        await asyncio.gather(waiting, gone, return_exceptions=True)
+
+
+async def first_chunks(stream: TokenStream, wait_s: float) -> list[Chunk] | None:
+    """Return a stream's first chunks, or None if nothing came in `wait_s`: it may be queued long.
+
+    Raises:
+        PagestreamError: the job ended without a token; the request can still have its status.
+    """
+    try:
+        async with asyncio.timeout(wait_s):
+            return await stream.take()
+    except TimeoutError:
+        return None
+
+
+async def _gone(request: Request) -> None:
+    # The body has been read: the next message is the end of the connection.
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
