@@ -118,6 +118,29 @@ def test_alone_at_the_cap_is_a_dead_letter_and_frees_the_others(wire, keys, redi
     assert [(c.job_id, c.crashes) for c in worker.claim(10)] == [("fine", 1)], "suspected no more"
 
 
+@pytest.mark.parametrize("engine", [True, False], ids=["engine", "worker"])
+def test_a_cancelled_job_at_the_cap_is_cancelled(wire, engine):
+    """Whoever cancelled it reads `cancelled`, not the failure that came in between."""
+    survivor = WireWorker(wire)
+    for name in ("poison", "fine"):
+        wire.submit(name)
+    for _ in range(2):
+        kill_holding(wire, survivor, 2)
+    pass_back_off(wire)
+    worker = WireWorker(wire, "w-last")
+    claim = worker.claim(10)[0]
+    assert wire.cancel(claim.job_id) == "cancelling"
+    if engine:
+        (crash,) = worker.lease.crashed([(claim.job_id, claim.epoch, 2)], "Traceback: boom")
+        assert crash.outcome == "dead", "the worker lets go of it"
+    else:
+        worker.die()
+        survivor.lease.reap(())
+    assert wire.reply(claim.job_id)[-1].reason == "cancelled"
+    assert wire.dead_letters() == []
+    assert [one.crashes for one in survivor.claim(10)] == [1], "the other is suspected no more"
+
+
 def test_the_last_error_of_the_engine_outlives_the_worker(wire):
     survivor = WireWorker(wire)
     wire.submit("poison")

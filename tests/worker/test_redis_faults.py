@@ -2,6 +2,8 @@
 
 import contextlib
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -140,3 +142,39 @@ def test_answers_lost_on_the_way_change_nothing(
             assert proxy.lost > 5
     finally:
         proxy.close()
+
+
+def test_a_worker_that_comes_up_first_waits_for_redis_to_load(
+    own_server: Callable[..., RedisServer], keys: Keys, tmp_path: Path
+) -> None:
+    """After a restart of the host: Redis answers LOADING until its file is read."""
+    server = own_server()
+    with redis.Redis.from_url(server.url) as filling:
+        filling.mset({f"filler:{number}": "x" * 100 for number in range(1_500)})
+        filling.bgrewriteaof()
+        while filling.info("persistence")["aof_rewrite_in_progress"]:
+            time.sleep(0.01)
+    server.stop()
+    server.options = ("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
+    starting = threading.Thread(target=server.start)
+    starting.start()
+    with redis.Redis.from_url(server.url, socket_timeout=5) as probe:
+        wait_until_loading(probe)
+        with working(server.url, keys, tmp_path):
+            starting.join()
+            client = Client(server.url, keys)
+            submit(client, "j")
+            check(client, "j")
+            client.redis.close()
+
+
+def wait_until_loading(probe: redis.Redis) -> None:
+    deadline_s = time.monotonic() + 20
+    while True:
+        assert time.monotonic() < deadline_s, "the server never said that it loads"
+        try:
+            probe.ping()
+        except redis.BusyLoadingError:
+            return
+        except redis.ConnectionError:
+            time.sleep(0.005)

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 
 from pagestream.producer.connection import connect
 from pagestream.producer.durability import check_fsync_always
@@ -124,6 +124,9 @@ def _serve(
     redis = connect(settings.redis_url, client_name=worker)
     try:
         redis.ping()
+    except BusyLoadingError:
+        # It is there, and reads its data; which may take minutes after a restart.
+        Patience(lambda: LAST_WORD_S if stop.drain else settings.redis_patience).call(redis.ping)
     except RedisError as error:
         raise _Exit(
             REDIS_UNAVAILABLE, f"no Redis at {_without_password(settings.redis_url)}: {error}"
