@@ -72,6 +72,11 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it (again, on the same data) and wait until it answers."""
+        self.launch()
+        self.wait_until_up()
+
+    def launch(self) -> None:
+        """Start it, and do not wait. It ends with the thread that does this."""
         assert self.process is None, "the server runs already"
         command = [
             *(server_binary(), "--port", "0", "--unixsocket", str(self.socket)),
@@ -83,9 +88,11 @@ class RedisServer:
         self.process = subprocess.Popen(
             [sys.executable, "-c", _DIE_WITH_PARENT, *command], stdin=subprocess.DEVNULL
         )
-        self._wait_until_up(self.process)
 
-    def _wait_until_up(self, process: subprocess.Popen[bytes]) -> None:
+    def wait_until_up(self) -> None:
+        """Wait until it answers."""
+        process = self.process
+        assert process is not None, "launch() the server first"
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             client = redis.Redis.from_url(self.url, socket_timeout=1)

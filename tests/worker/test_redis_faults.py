@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,12 +155,11 @@ def test_a_worker_that_comes_up_first_waits_for_redis_to_load(
             time.sleep(0.01)
     server.stop()
     server.options = ("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
-    starting = threading.Thread(target=server.start)
-    starting.start()
+    server.launch()
     with redis.Redis.from_url(server.url, socket_timeout=5) as probe:
         wait_until_loading(probe)
         with working(server.url, keys, tmp_path):
-            starting.join()
+            server.wait_until_up()
             client = Client(server.url, keys)
             submit(client, "j")
             check(client, "j")
