@@ -8,15 +8,20 @@ This module knows no jobs, no Redis and no engine.
 import json
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 
 from .errors import ConfigError
 
 STUCK_S = 60.0
 """A worker that has neither reached Redis nor failed to for so long hangs: beyond every timeout of
 a connection, so that an outage is never taken for it."""
+
+
+Page = Callable[[], tuple[str, bytes]]
+"""Makes what a path answers beside the probes: content type and body."""
 
 
 class Health:
@@ -59,12 +64,16 @@ class Health:
 
 
 class HealthServer(ThreadingHTTPServer):
-    """Answers `/livez` and `/readyz` on every address of the host: 200, or 503 and why."""
+    """Answers on every address of the host: `/livez` and `/readyz` with 200, or 503 and why.
+
+    Other paths are answered by `pages`.
+    """
 
     daemon_threads = True
 
-    def __init__(self, port: int, health: Health) -> None:
+    def __init__(self, port: int, health: Health, pages: Mapping[str, Page]) -> None:
         self.health = health
+        self.pages = pages
         super().__init__(("", port), _Handler)
 
 
@@ -75,14 +84,20 @@ class _Handler(BaseHTTPRequestHandler):
         assert isinstance(self.server, HealthServer), "this handler is one of a HealthServer"
         health = self.server.health
         answers = {"/livez": health.not_alive, "/readyz": health.not_ready}
-        answer = answers.get(self.path.partition("?")[0])
-        if answer is None:
-            self.send_error(404, "this worker answers /livez and /readyz")
-            return
-        why = answer()
-        body = json.dumps({"ok": not why, "why": why}).encode()
-        self.send_response(503 if why else 200)
-        self.send_header("Content-Type", "application/json")
+        path = self.path.partition("?")[0]
+        if path in self.server.pages:
+            self._answer(200, *self.server.pages[path]())
+        elif path in answers:
+            why = answers[path]()
+            body = json.dumps({"ok": not why, "why": why}).encode()
+            self._answer(503 if why else 200, "application/json", body)
+        else:
+            known = ", ".join([*answers, *self.server.pages])
+            self.send_error(404, f"this worker answers {known}")
+
+    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -92,8 +107,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def probes(port: int | None, health: Health) -> Generator[None, None, None]:
-    """Answer probes while the block runs; without a port, do nothing.
+def probes(
+    port: int | None, health: Health, pages: Mapping[str, Page] = MappingProxyType({})
+) -> Generator[None, None, None]:
+    """Answer probes, and `pages` beside them, while the block runs; without a port, do nothing.
 
     Raises:
         ConfigError: the port cannot be had.
@@ -102,7 +119,7 @@ def probes(port: int | None, health: Health) -> Generator[None, None, None]:
         yield
         return
     try:
-        server = HealthServer(port, health)
+        server = HealthServer(port, health, pages)
     except OSError as error:
         raise ConfigError(f"--health-port {port} cannot be used: {error}") from error
     thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)

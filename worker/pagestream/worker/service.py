@@ -28,16 +28,16 @@ from pagestream.producer.protocol import ModelInfo
 
 from .building import build_real_engine
 from .config import EngineConfig
-from .health import Health, probes
+from .health import probes
 from .messages import Fatal, Ready
 from .models.hub import generation_defaults, resolve
+from .monitor import Monitor
 from .process import EXIT_CONFIG, Died, EngineLike, EngineProcess
 from .queue.backoff import Patience, RedisGone
 from .queue.inbox import Inbox
 from .queue.intake import Intake, IntakeThread, model_info
 from .queue.lease import Lease
 from .queue.loop import EngineLost, QueueLoop, StopFlag
-from .queue.meter import Meter
 from .queue.tokenizer import Tokenizer
 from .settings import WorkerSettings
 
@@ -84,11 +84,10 @@ def serve(
 ) -> int:
     """Serve until `stop` says so, and return the exit status; whoever sets it wakes the inbox."""
     engine = EngineProcess(partial(build, settings.engine_config()), inbox.put_frame)
-    health = Health(answer_s=settings.heartbeat_ttl)
-    meter = Meter()
+    monitor = Monitor(settings.redis_url, answer_s=settings.heartbeat_ttl)
     try:
-        with probes(settings.health_port, health):
-            _serve(settings, stop, inbox, engine, health, meter)
+        with probes(settings.health_port, monitor.health, monitor.pages):
+            _serve(settings, stop, inbox, engine, monitor)
     except _Exit as ending:
         if ending.status != OK:
             logger.error("%s", ending)
@@ -108,6 +107,7 @@ def serve(
     finally:
         inbox.close()
         engine.stop()
+        monitor.close()
     return OK
 
 
@@ -116,8 +116,7 @@ def _serve(
     stop: StopFlag,
     inbox: Inbox,
     engine: EngineProcess,
-    health: Health,
-    meter: Meter,
+    monitor: Monitor,
 ) -> None:
     keys = Keys(settings.queue)
     worker = settings.name or f"{socket.gethostname()}-{secrets.token_hex(4)}"
@@ -143,7 +142,7 @@ def _serve(
     def limit_s() -> float:
         return LAST_WORD_S if stop.now else settings.redis_patience
 
-    patience = Patience(limit_s, health.answered, health.failed)
+    patience = Patience(limit_s, monitor.health.answered, monitor.health.failed)
     ttl_ms = int(settings.heartbeat_ttl * 1000)
     lease = Lease(
         *(redis, keys, worker),
@@ -159,12 +158,12 @@ def _serve(
         inbox.put,
     )
     loop = QueueLoop(
-        *(lease, engine, intake, inbox, ready, stop, patience, meter),
+        *(lease, engine, intake, inbox, ready, stop, patience, monitor.meter),
         grace_s=settings.grace,
         step_stall_s=settings.step_stall,
     )
     try:
-        health.serves(loop.refuses)
+        monitor.serves(loop, ready, keys.queue, worker)
         loop.run()
     except EngineLost:
         _leave(lease)

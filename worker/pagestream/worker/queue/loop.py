@@ -136,6 +136,13 @@ class QueueLoop:
             return "it is draining"
         return "" if self._engine.is_up else "the engine is being started again"
 
+    def debug(self) -> bytes:
+        """Return the jobs and what the engine last showed of its scheduler, as JSON.
+
+        From any thread.
+        """
+        return self._snapshots.debug(list(self._jobs.values()))
+
     def _is_done(self) -> bool:
         return not self._jobs and (self._stop.drain or bool(self._engine.lost))
 
@@ -322,6 +329,7 @@ class QueueLoop:
             self._evict_from_step = self._credit.engine_step + STEPS_TO_REPORT
         if reply.waiting is not None:
             self._make_room(reply.waiting)
+        self._meter.held = len(self._jobs)
 
     def _settle(self, call: StepCall, reply: StepReply) -> None:
         """Let go of what the write has ended, handed back, or found to be another's."""

@@ -11,7 +11,7 @@ import msgspec
 
 from pagestream.producer.snapshot import KvCache, SlowJob, SlowState, WorkerSnapshot
 
-from ..messages import Ready, View
+from ..messages import Ready, RequestView, View
 from .meter import Meter
 from .reply import Job
 
@@ -65,6 +65,50 @@ class Snapshots:
             slowest=self._slowest(jobs, now_s),
         )
         return msgspec.json.encode(snapshot)
+
+    def debug(self, jobs: Collection[Job]) -> bytes:
+        """Return all that is known of these jobs, but for their texts, as JSON; from any thread.
+
+        The engine's part is as of the last heartbeat.
+        """
+        now_s, view = time.monotonic(), self.view
+        seen = {one.request_id: one for one in view.requests} if view else {}
+        return msgspec.json.encode(
+            {
+                "refuses": self._refuses(),
+                "uptime_s": round(now_s - self._meter.started_s, 1),
+                "ready": self._ready,
+                "load": msgspec.structs.asdict(self._meter.load),
+                "view": {
+                    "step": view.step,
+                    "idle_blocks": view.idle_blocks,
+                    "blocks_per_cell": view.blocks_per_cell,
+                    "block_map": view.block_map,
+                }
+                if view
+                else None,
+                "jobs": [self._debug_job(job, seen.get(job.request_id), now_s) for job in jobs],
+            }
+        )
+
+    @staticmethod
+    def _debug_job(job: Job, seen: RequestView | None, now_s: float) -> dict[str, object]:
+        return {
+            "id": job.id,
+            "epoch": job.epoch,
+            "lane": job.lane,
+            "tenant": job.tenant,
+            "age_ms": round((now_s - job.accepted_s) * 1000, 1),
+            "crashes": job.crashes,
+            "deadline_ms": job.deadline_ms,
+            "prompt_tokens": job.prompt_tokens if job.request else None,
+            "output_tokens": len(job.ids),
+            "published_tokens": job.published,
+            "sent_to_engine": job.is_sent,
+            "returning": job.is_returning,
+            "reason": job.reason,
+            "engine": msgspec.structs.asdict(seen) if seen else None,
+        }
 
     def _kv(self, has_jobs: bool) -> KvCache:
         total = self._ready.num_blocks - 1  # block 0 is nobody's
