@@ -51,6 +51,7 @@ ROOMS = (
         ("typer", "rich"),
         "cli",
     ),
+    Room("pagestream.producer.top", ("top",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.tenant_commands", ("tenants",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.gateway.cli", ("gateway",), _GATEWAY_NEEDS, "gateway"),
     Room("pagestream.worker.cli", ("worker", "up"), _WORKER_NEEDS, "worker"),
