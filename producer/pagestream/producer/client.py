@@ -19,6 +19,7 @@ from .reader import RECONNECT_MS
 from .request import QUEUE_LIMIT_JOBS, JobSpec, Request, SubmitOptions, build_request, check_against
 from .store import JobStore
 from .tenants import TenantLimits
+from .tracing import submit_span
 
 Durability = Literal["server", "strict"]
 
@@ -104,7 +105,8 @@ class AsyncClient:
         given = JobSpec(**options) if prompt is None else JobSpec(prompt=prompt, **options)
         request = self._request(given)
         check_against(request.payload, await self.models())
-        accepted = await self._store.submit(request)
+        with submit_span(self.queue, 1, request.id) as context:
+            accepted = await self._store.submit(request.traced(context))
         return self._handle(request, accepted)
 
     async def submit_many(self, jobs: Iterable[str | JobSpec]) -> list[AsyncJob | PagestreamError]:
@@ -127,7 +129,9 @@ class AsyncClient:
                 requests.append((place, request))
             except PagestreamError as error:
                 outcomes[place] = error
-        answers = await self._store.submit_many([request for _, request in requests])
+        with submit_span(self.queue, len(requests), None) as context:
+            traced = [request.traced(context) for _, request in requests]
+            answers = await self._store.submit_many(traced)
         for (place, request), answer in zip(requests, answers, strict=True):
             is_error = isinstance(answer, PagestreamError)
             outcomes[place] = answer if is_error else self._handle(request, answer)

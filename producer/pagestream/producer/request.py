@@ -104,6 +104,9 @@ class QueueOptions(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: int | None
     reader_timeout_ms: int | None
     mirror: bool
+    traceparent: str | None = None
+    """W3C trace context of whoever submits, for the worker's spans."""
+    tracestate: str | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +117,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     """The payload as it goes into Redis."""
     options: QueueOptions
+
+    def traced(self, context: Mapping[str, str]) -> "Request":
+        """Return the request with a trace context, as `tracing` has it."""
+        if not context:
+            return self
+        return msgspec.structs.replace(
+            self, options=msgspec.structs.replace(self.options, **context)
+        )
 
 
 def seed_of(job_id: str) -> int:

@@ -40,6 +40,7 @@ from .queue.lease import Lease
 from .queue.loop import EngineLost, QueueLoop, StopFlag
 from .queue.tokenizer import Tokenizer
 from .settings import WorkerSettings
+from .tracing import exporting, trace_job
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def serve(
     engine = EngineProcess(partial(build, settings.engine_config()), inbox.put_frame)
     monitor = Monitor(settings.redis_url, answer_s=settings.heartbeat_ttl)
     try:
-        with probes(settings.health_port, monitor.health, monitor.pages):
+        with probes(settings.health_port, monitor.health, monitor.pages), exporting():
             _serve(settings, stop, inbox, engine, monitor)
     except _Exit as ending:
         if ending.status != OK:
@@ -159,6 +160,7 @@ def _serve(
     )
     loop = QueueLoop(
         *(lease, engine, intake, inbox, ready, stop, patience, monitor.meter),
+        on_end=partial(trace_job, queue=keys.queue, worker=worker),
         grace_s=settings.grace,
         step_stall_s=settings.step_stall,
     )

@@ -130,9 +130,10 @@ local function best_head(worker, age_decides)
 end
 
 local function describe(job, epoch)
-  local more = call('HMGET', prefix .. 'job:' .. job.id, 'payload', 'queued_ms', 'aged')
+  local more = call('HMGET', prefix .. 'job:' .. job.id, 'payload', 'queued_ms', 'aged', 'traceparent',
+    'tracestate')
   return {job.id, epoch, job.crashes, job.lane, job.tenant, more[1] or '', tonumber(more[2] or 0),
-    job.deadline_ms or '', job.mirror or '', more[3] or ''}
+    job.deadline_ms or '', job.mirror or '', more[3] or '', more[4] or '', more[5] or ''}
 end
 
 local function claim(head, worker, need, aged)

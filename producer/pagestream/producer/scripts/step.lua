@@ -13,7 +13,8 @@
 -- -> [applied|already|rollback, now_ms, row codes, end codes, claims, controls, bell id, waiting,
 --     1 if the victim is not this worker's any more]
 --   codes    one letter each: k ok · f fenced · g gone (reply or record deleted) · d duplicate
---   claims   [[id, epoch, crashes, lane, tenant, payload, queued_ms, deadline_ms, mirror, aged] …]
+--   claims   [[id, epoch, crashes, lane, tenant, payload, queued_ms, deadline_ms, mirror, aged,
+--              traceparent, tracestate] …]
 --   controls [[id, field, value …] …]
 --   waiting  [lane, tenant, tokens] of the best job that is still waiting, or []
 

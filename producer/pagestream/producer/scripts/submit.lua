@@ -1,7 +1,7 @@
 -- Accept a job, or attach to the one that has its id already.
 -- KEYS[1] {ps:<queue>}:bell   ARGV id, payload, options (JSON; all of them optional):
 --   lane, tenant, tokens_max, queue_limit, retention_ms, queue_timeout_ms, deadline_ms,
---   reader_timeout_ms, mirror
+--   reader_timeout_ms, mirror, traceparent, tracestate
 --   (times are durations in ms)
 -- -> [accepted|attached|conflict|full|limited, now_ms, retry_after_ms, state; if full, the bound; if
 --     limited, what there were too many of: jobs or tokens]
@@ -48,6 +48,14 @@ for _, name in ipairs(counts) do
   end
 end
 
+local TRACE = {'traceparent', 'tracestate'}
+for _, name in ipairs(TRACE) do
+  local value = options[name]
+  if value ~= nil and (type(value) ~= 'string' or #value > 512) then
+    return invalid(name .. ': a string of 512 characters at most')
+  end
+end
+
 local function retry_after_ms()
   local per_s = tonumber(call('HGET', prefix .. 'pace', 'per_s') or 1)
   return math.floor(math.max(100, math.min(30000, 1000 / math.max(per_s, 1e-3))))
@@ -91,6 +99,9 @@ if options.reader_timeout_ms then
   call('HSET', record, 'reader_timeout_ms', digits(options.reader_timeout_ms))
 end
 if options.queue_timeout_ms or options.deadline_ms or options.reader_timeout_ms then schedule(due) end
+for _, name in ipairs(TRACE) do
+  if options[name] then call('HSET', record, name, options[name]) end
+end
 spend(tenant, 'jobs', 1)
 if spend(tenant, 'tokens', tonumber(tokens_max)) then call('HSET', record, 'paid', tokens_max) end
 if unfinished == 0 then arrive(tenant) end

@@ -113,6 +113,9 @@ class Claim(NamedTuple):
     mirror: bool
     is_aged: bool = False
     """It overtook a better lane, because it had waited long; it keeps its slot to its end."""
+    traceparent: str = ""
+    """W3C trace context of whoever submitted it; empty where it is not traced."""
+    tracestate: str = ""
 
 
 class Control(NamedTuple):
@@ -235,7 +238,8 @@ def read_reply(answer: list[Any]) -> StepReply:
 
 
 def _read_claim(claim: list[Any]) -> Claim:
-    job_id, epoch, crashes, lane, tenant, payload, queued_ms, deadline_ms, mirror, aged = claim
+    job_id, epoch, crashes, lane, tenant, payload, queued_ms, deadline_ms, *more = claim
+    mirror, aged, traceparent, tracestate = more
     return Claim(
         job_id=job_id.decode(),
         epoch=epoch,
@@ -247,6 +251,8 @@ def _read_claim(claim: list[Any]) -> Claim:
         deadline_ms=int(deadline_ms) if deadline_ms else None,
         mirror=mirror == b"1",
         is_aged=aged == b"1",
+        traceparent=traceparent.decode("utf-8", "replace"),
+        tracestate=tracestate.decode("utf-8", "replace"),
     )
 
 

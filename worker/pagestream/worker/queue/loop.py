@@ -10,7 +10,7 @@ knows no torch, no text and no Lua; signals and exit statuses are the service's.
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -73,6 +73,7 @@ class QueueLoop:
         patience: Patience,
         meter: Meter,
         *,
+        on_end: Callable[[Job], None] = lambda job: None,
         grace_s: float,
         step_stall_s: float,
     ) -> None:
@@ -87,6 +88,7 @@ class QueueLoop:
             stop: set by whoever wants the worker to end.
             patience: how calls to Redis are made.
             meter: told of all that happens.
+            on_end: called with each job whose end was written.
             grace_s: what running jobs get to finish in a drain.
             step_stall_s: an engine that has requests and says nothing for so long is wedged.
         """
@@ -98,6 +100,7 @@ class QueueLoop:
         self._stop = stop
         self._patience = patience
         self._meter = meter
+        self._on_end = on_end
         self._snapshots = Snapshots(ready, meter, self.refuses)
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
@@ -342,6 +345,7 @@ class QueueLoop:
             job = self._jobs.pop(end.job_id, None)
             if job is not None and code == "k":
                 self._meter.ended(job)
+                self._on_end(job)
         for returned in call.returns:
             self._jobs.pop(returned[0], None)
         if call.victim is not None and reply.victim_left:
