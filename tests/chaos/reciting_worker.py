@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from demo_prompts import load_demo_prompts
 from stub_engine import StubEngine, StubOptions
 
+from pagestream.producer.logs import log_to_stderr
 from pagestream.worker.config import EngineConfig
-from pagestream.worker.logs import log_to_stderr
 from pagestream.worker.service import run_worker
 from pagestream.worker.settings import read_settings
 

@@ -32,7 +32,7 @@ _MAIN = """
 import json, sys
 from functools import partial
 from stub_engine import StubOptions, build_stub
-from pagestream.worker.logs import log_to_stderr
+from pagestream.producer.logs import log_to_stderr
 from pagestream.worker.service import run_worker
 from pagestream.worker.settings import read_settings
 

@@ -25,6 +25,7 @@ def test_flags_reach_the_settings(app: typer.Typer, monkeypatch: pytest.MonkeyPa
         return 75
 
     monkeypatch.setattr(cli, "run_worker", run)
+    monkeypatch.setenv("PAGESTREAM_LOG_FORMAT", "pretty")  # which the flag sets for the engine
     flags = "--model m --max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 64 --grace 2"
     more = "--served-model-name s --revision r --dtype float32 --num-blocks 9 --name n"
     rest = "--gpu-memory-utilization 0.5 --load-format dummy --redis-url redis://h/1"
@@ -32,8 +33,10 @@ def test_flags_reach_the_settings(app: typer.Typer, monkeypatch: pytest.MonkeyPa
         "--heartbeat-ttl 2 --step-stall 8 --max-crashes 4 --health-port 8001 --durability strict"
     )
     last = "--no-enable-prefix-caching --device cpu --redis-patience 7 --deterministic"
+    logs = "--log-format json --log-jobs --log-prompts"
     result = CliRunner().invoke(
-        app, ["worker", *f"{flags} {more} {rest} {last} {faults} --max-mixed-tokens 9".split()]
+        app,
+        ["worker", *f"{flags} {more} {rest} {last} {faults} {logs} --max-mixed-tokens 9".split()],
     )
     assert result.exit_code == 75, result.output
     wanted: dict[str, Any] = {
@@ -43,7 +46,7 @@ def test_flags_reach_the_settings(app: typer.Typer, monkeypatch: pytest.MonkeyPa
         "redis_url": "redis://h/1", "enable_prefix_caching": False, "device": "cpu",
         "redis_patience": 7.0, "deterministic": True, "max_mixed_tokens": 9,
         "heartbeat_ttl": 2.0, "step_stall": 8.0, "max_crashes": 4, "health_port": 8001,
-        "durability": "strict",
+        "durability": "strict", "log_format": "json", "log_jobs": True, "log_prompts": True,
     }  # fmt: skip
     assert seen[0].model_dump() == wanted
 

@@ -7,9 +7,10 @@ for it can serve nobody.
 import gc
 import os
 
+from pagestream.producer.logs import log_to_stderr
+
 from .config import EngineConfig
 from .loading import LoadingBar
-from .logs import log_to_stderr
 from .process import EngineLike
 
 

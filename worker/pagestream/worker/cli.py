@@ -11,8 +11,8 @@ import typer
 
 from pagestream.producer.embedded import EmbeddedRedis, default_directory
 from pagestream.producer.errors import PagestreamError
+from pagestream.producer.logs import log_to_stderr
 
-from .logs import log_to_stderr
 from .service import BAD_CONFIG, REDIS_UNAVAILABLE, run_worker
 from .settings import read_settings
 
@@ -94,6 +94,16 @@ Deterministic = Annotated[
         help="A request's tokens do not depend on the batch it runs in.",
     ),
 ]
+LogFormat = Annotated[
+    str | None, typer.Option(help="pretty, or json: one object a line. [default: pretty]")
+]
+LogJobs = Annotated[
+    bool | None, typer.Option("--log-jobs/--no-log-jobs", help="Log each job's claim and end.")
+]
+LogPrompts = Annotated[
+    bool | None,
+    typer.Option("--log-prompts/--no-log-prompts", help="Log what was asked, too. [default: no]"),
+]
 
 
 def worker(
@@ -120,12 +130,14 @@ def worker(
     gpu_memory_utilization: GpuMemory = None,
     enable_prefix_caching: PrefixCaching = None,
     deterministic: Deterministic = None,
+    log_format: LogFormat = None,
+    log_jobs: LogJobs = None,
+    log_prompts: LogPrompts = None,
 ) -> None:
     """Serve a model's queue until stopped.
 
     SIGTERM or Ctrl-C once: take no new job and let the running ones finish; twice: hand them back.
     """
-    log_to_stderr()
     raise typer.Exit(_run(dict(locals())))
 
 
@@ -149,11 +161,13 @@ def up(
     gpu_memory_utilization: GpuMemory = None,
     enable_prefix_caching: PrefixCaching = None,
     deterministic: Deterministic = None,
+    log_format: LogFormat = None,
+    log_jobs: LogJobs = None,
+    log_prompts: LogPrompts = None,
     data: Annotated[Path | None, typer.Option(help="Where the jobs are kept between runs.")] = None,
 ) -> None:
     """Start an embedded Redis server and a worker on it, in one command."""
     flags = dict(locals())
-    log_to_stderr()
     try:
         with EmbeddedRedis(flags.pop("data") or default_directory()) as server:
             typer.echo(f"Redis is at {server.url}", err=True)
@@ -166,7 +180,9 @@ def up(
 
 def _run(flags: dict[str, Any]) -> int:
     try:
-        return run_worker(read_settings(**flags))
+        settings = read_settings(**flags)
+        log_to_stderr(settings.log_format)
+        return run_worker(settings)
     except PagestreamError as error:
         typer.echo(f"error: {error}", err=True)
         return BAD_CONFIG

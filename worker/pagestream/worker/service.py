@@ -29,6 +29,7 @@ from pagestream.producer.protocol import ModelInfo
 from .building import build_real_engine
 from .config import EngineConfig
 from .health import probes
+from .job_log import JobLog
 from .messages import Fatal, Ready
 from .models.hub import generation_defaults, resolve
 from .monitor import Monitor
@@ -40,7 +41,7 @@ from .queue.lease import Lease
 from .queue.loop import EngineLost, QueueLoop, StopFlag
 from .queue.tokenizer import Tokenizer
 from .settings import WorkerSettings
-from .tracing import exporting, trace_job
+from .tracing import JobTracer, exporting
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def _serve(
     )
     loop = QueueLoop(
         *(lease, engine, intake, inbox, ready, stop, patience, monitor.meter),
-        on_end=partial(trace_job, queue=keys.queue, worker=worker),
+        observers=[JobTracer(keys.queue, worker), *_job_logs(settings)],
         grace_s=settings.grace,
         step_stall_s=settings.step_stall,
     )
@@ -175,6 +176,11 @@ def _serve(
     # Not after a bug: the jobs it may have met then count a crash when this worker is found dead.
     _leave(lease)
     logger.info("worker %s has stopped", worker)
+
+
+def _job_logs(settings: WorkerSettings) -> list[JobLog]:
+    wanted = settings.log_jobs or settings.log_prompts
+    return [JobLog(prompts=settings.log_prompts)] if wanted else []
 
 
 def _append_settings(redis: Redis) -> dict[str, str]:

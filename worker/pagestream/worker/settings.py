@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pagestream.producer.errors import InvalidRequest
 from pagestream.producer.keys import CRASH_CAP, HEARTBEAT_TTL_MS, check_name
+from pagestream.producer.logs import LogFormat
 
 from .config import EngineConfig
 from .errors import ConfigError
@@ -51,6 +52,9 @@ class WorkerSettings(BaseSettings):
     gpu_memory_utilization: float = Field(default=0.92, gt=0, le=1)
     enable_prefix_caching: bool = True
     deterministic: bool = False
+    log_format: LogFormat = "pretty"
+    log_jobs: bool = False
+    log_prompts: bool = False
 
     @property
     def queue(self) -> str:

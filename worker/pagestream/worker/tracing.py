@@ -7,7 +7,7 @@ This module knows a job's times and OpenTelemetry: no Redis, no engine.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,53 +54,69 @@ def exporting() -> Iterator[None]:
         provider.shutdown()
 
 
-def trace_job(job: Job, queue: str, worker: str) -> None:
-    """Make the spans of a job that has ended, if it is traced and this process is."""
-    trace = api()
-    if trace is None or not job.claim.traceparent:
-        return
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+class JobTracer:
+    """Makes the spans of jobs that are traced, where this process is."""
 
-    carrier = {"traceparent": job.claim.traceparent, "tracestate": job.claim.tracestate}
-    parent = TraceContextTextMapPropagator().extract(carrier)
-    tracer = trace.get_tracer(TRACER)
-    common = {
-        "pagestream.job_id": job.id,
-        "pagestream.worker": worker,
-        "pagestream.epoch": job.epoch,
-        "pagestream.lane": job.lane,
-        "pagestream.tenant": job.tenant,
-        "gen_ai.request.model": queue,
-    }
-    now_s = time.monotonic()
+    def __init__(self, queue: str, worker: str) -> None:
+        self._queue = queue
+        self._worker = worker
 
-    def redis_ns(at_s: float) -> int:
-        # Redis's time: that of this host may be anything.
-        return int((job.claim.queued_ms + (at_s - job.accepted_s) * 1000) * 1e6)
+    def claimed(self, job: Job) -> None:
+        """Do nothing: the spans are made at the end."""
 
-    def span(name: str, begin_s: float, end_s: float, **attributes: Any) -> Any:
-        began = tracer.start_span(
-            f"pagestream {name}",
-            context=parent,
-            kind=trace.SpanKind.CONSUMER,
-            start_time=redis_ns(begin_s),
-            attributes={**common, **attributes},
-        )
-        if job.reason == "error" and end_s == now_s:
-            began.set_status(trace.StatusCode.ERROR)
-        began.end(end_time=redis_ns(end_s))
-        return began
-
-    first_s = job.first_token_s
-    span("queue", job.accepted_s, job.claimed_s)
-    usage = {
-        "gen_ai.usage.input_tokens": job.prompt_tokens,
-        "pagestream.cached_tokens": job.cached_tokens,
-    }
-    span("prefill", job.claimed_s, first_s or now_s, **usage)
-    if first_s is not None:
-        ends = {
-            "gen_ai.usage.output_tokens": len(job.ids),
-            "gen_ai.response.finish_reasons": [job.reason or ""],
+    def ended(self, job: Job) -> None:
+        """Make the spans of a job's last claim."""
+        trace = api()
+        if trace is None or not job.claim.traceparent:
+            return
+        now_s, first_s = time.monotonic(), job.first_token_s
+        span = self._spans(trace, job)
+        span("queue", job.accepted_s, job.claimed_s, {})
+        read = {
+            "gen_ai.usage.input_tokens": job.prompt_tokens,
+            "pagestream.cached_tokens": job.cached_tokens,
         }
-        span("decode", first_s, now_s, **ends)
+        failed = job.reason == "error"
+        span("prefill", job.claimed_s, first_s or now_s, read, failed=failed and first_s is None)
+        if first_s is not None:
+            written = {
+                "gen_ai.usage.output_tokens": len(job.ids),
+                "gen_ai.response.finish_reasons": [job.reason or ""],
+            }
+            span("decode", first_s, now_s, written, failed=failed)
+
+    def _spans(self, trace: Any, job: Job) -> Callable[..., None]:
+        """Return what makes one span of the job."""
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        carrier = {"traceparent": job.claim.traceparent, "tracestate": job.claim.tracestate}
+        parent = TraceContextTextMapPropagator().extract(carrier)
+        tracer = trace.get_tracer(TRACER)
+        common = {
+            "pagestream.job_id": job.id,
+            "pagestream.worker": self._worker,
+            "pagestream.epoch": job.epoch,
+            "pagestream.lane": job.lane,
+            "pagestream.tenant": job.tenant,
+            "gen_ai.request.model": self._queue,
+        }
+
+        def redis_ns(at_s: float) -> int:
+            # Redis's time: that of this host may be anything.
+            return int((job.claim.queued_ms + (at_s - job.accepted_s) * 1000) * 1e6)
+
+        def span(
+            name: str, begin_s: float, end_s: float, more: dict[str, Any], *, failed: bool = False
+        ) -> None:
+            made = tracer.start_span(
+                f"pagestream {name}",
+                context=parent,
+                kind=trace.SpanKind.CONSUMER,
+                start_time=redis_ns(begin_s),
+                attributes={**common, **more},
+            )
+            if failed:
+                made.set_status(trace.StatusCode.ERROR)
+            made.end(end_time=redis_ns(end_s))
+
+        return span

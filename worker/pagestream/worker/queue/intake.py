@@ -8,6 +8,7 @@ This module knows no engine process and no steps; it reads Redis only to replay 
 import hashlib
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -207,7 +208,14 @@ class IntakeThread:
             request = None
         except Exception as error:
             # One job's payload must not end what prepares all the others.
-            logger.exception("job %s could not be prepared", claim.job_id)
+            # Where it happened, not its words: a template's or tokenizer's may quote the prompt.
+            logger.error(
+                "job %s could not be prepared: %s\n%s",
+                claim.job_id,
+                type(error).__name__,
+                "".join(traceback.format_tb(error.__traceback__)),
+                extra={"job_id": claim.job_id},
+            )
             request = PagestreamError(f"the worker could not prepare this job: {error!r}")
         return Intaken(claim, request, replayed_ids)
 

@@ -10,7 +10,7 @@ knows no torch, no text and no Lua; signals and exit statuses are the service's.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -26,7 +26,7 @@ from .eviction import aged_slots, choose_victim
 from .inbox import Inbox
 from .intake import Intaken, IntakeThread
 from .lease import Lease
-from .meter import Meter
+from .meter import JobObserver, Meter
 from .reply import REQUEST_SEPARATOR, Job
 from .snapshots import Snapshots
 from .supervisor import Supervisor
@@ -73,7 +73,7 @@ class QueueLoop:
         patience: Patience,
         meter: Meter,
         *,
-        on_end: Callable[[Job], None] = lambda job: None,
+        observers: Sequence[JobObserver] = (),
         grace_s: float,
         step_stall_s: float,
     ) -> None:
@@ -88,7 +88,7 @@ class QueueLoop:
             stop: set by whoever wants the worker to end.
             patience: how calls to Redis are made.
             meter: told of all that happens.
-            on_end: called with each job whose end was written.
+            observers: told of jobs that come and go, beside the meter.
             grace_s: what running jobs get to finish in a drain.
             step_stall_s: an engine that has requests and says nothing for so long is wedged.
         """
@@ -100,7 +100,7 @@ class QueueLoop:
         self._stop = stop
         self._patience = patience
         self._meter = meter
-        self._on_end = on_end
+        self._observers = (meter, *observers)
         self._snapshots = Snapshots(ready, meter, self.refuses)
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
@@ -338,14 +338,16 @@ class QueueLoop:
         """Let go of what the write has ended, handed back, or found to be another's."""
         for row, code in zip(call.rows, reply.row_codes, strict=True):
             if code == "f":
-                logger.warning("job %s has another owner now", row.job_id)
+                logger.warning(
+                    "job %s has another owner now", row.job_id, extra={"job_id": row.job_id}
+                )
             if code in "fg":  # gone: the reader deleted its reply, and nobody wants the rest
                 self._drop(row.job_id)
         for end, code in zip(call.ends, reply.end_codes, strict=True):
             job = self._jobs.pop(end.job_id, None)
             if job is not None and code == "k":
-                self._meter.ended(job)
-                self._on_end(job)
+                for observer in self._observers:
+                    observer.ended(job)
         for returned in call.returns:
             self._jobs.pop(returned[0], None)
         if call.victim is not None and reply.victim_left:
@@ -386,7 +388,8 @@ class QueueLoop:
             job = Job(claim, self._claims, time.monotonic(), reply.now_ms)
             job.took_a_place = reply.victim_left
             self._jobs[claim.job_id] = job
-            self._meter.claimed(job)
+            for observer in self._observers:
+                observer.claimed(job)
             intaken = self._intake.at_once(claim) if len(claims) == 1 else None
             if intaken is None:
                 self._intake.submit(claim)
@@ -464,7 +467,10 @@ class QueueLoop:
         for crash in self._patience.call(self._lease.crashed, running, last_words):
             self._jobs[crash.job_id].crashed(crash.crashes)
             if crash.outcome != "kept":
-                logger.warning("job %s is %s after a crash", crash.job_id, crash.outcome)
+                logger.warning(
+                    *("job %s is %s after a crash", crash.job_id, crash.outcome),
+                    extra={"job_id": crash.job_id},
+                )
                 self._drop(crash.job_id)
             if crash.outcome == "dead":  # it was the job, not the engine
                 self._engine.excuse()

@@ -9,6 +9,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
 from ..messages import Load
 from .calls import Reaped, StepCall, StepReply
@@ -45,6 +46,18 @@ class Histogram:
         """Count a value, `times` over."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.sum += value * times
+
+
+class JobObserver(Protocol):
+    """Is told of each job that comes and goes."""
+
+    def claimed(self, job: Job) -> None:
+        """It was claimed."""
+        ...
+
+    def ended(self, job: Job) -> None:
+        """Its end was written, so nobody else will write another."""
+        ...
 
 
 class Meter:
