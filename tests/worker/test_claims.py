@@ -33,6 +33,8 @@ def test_a_claim_has_all_there_is_to_know(wire):
         int(record["queued_ms"]) + 9000,
         True,
         False,
+        "",
+        "",
     )
     assert (record["state"], record["owner"], record["epoch"]) == ("running", worker.name, "1")
     start = wire.reply("job")[-1]
