@@ -13,17 +13,20 @@ import socket as socket_module
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import yaml
 from redis import Redis
 from redis.exceptions import RedisError
 
 from pagestream.producer.embedded import find_server
+from pagestream.producer.gateway.cli import DRAIN_S
+from pagestream.producer.gateway.settings import GatewaySettings
 from pagestream.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +62,7 @@ def variables(tree: object) -> dict[str, str | None]:
 
 def test_a_plain_up_needs_no_gpu_and_no_env_file() -> None:
     default = {name for name, service in SERVICES.items() if "profiles" not in service}
-    assert default == {"redis", "worker", "producer"}
+    assert default == {"redis", "worker", "gateway", "producer"}
     assert all("devices" not in str(SERVICES[name]) for name in default)
     # HF_TOKEN is rightly empty unless set; everything else has a value.
     assert {name for name, value in variables(COMPOSE).items() if not value} <= {"HF_TOKEN"}
@@ -150,7 +153,19 @@ def test_settings_are_settings_of_ours(name: str) -> None:
     given = [key for key in SERVICES[name]["environment"] if key.startswith("PAGESTREAM_")]
     assert "PAGESTREAM_REDIS_URL" in given
     for key in given:
-        assert key.removeprefix("PAGESTREAM_").lower() in WorkerSettings.model_fields
+        settings = GatewaySettings if words_of(name)[0] == "gateway" else WorkerSettings
+        assert key.removeprefix("PAGESTREAM_").lower() in settings.model_fields
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_nothing_is_written_outside_of_volumes(name: str) -> None:
+    assert SERVICES[name]["read_only"] is True
+    assert SERVICES[name]["tmpfs"] == ["/tmp"]
+    assert SERVICES[name]["init"] is True
+
+
+def test_a_gateway_has_more_time_to_stop_than_it_takes() -> None:
+    assert seconds(SERVICES["gateway"]["stop_grace_period"]) >= DRAIN_S + 5
 
 
 def test_a_worker_has_more_time_to_stop_than_it_takes() -> None:
@@ -215,18 +230,40 @@ def test_what_compose_would_start_answers_a_prompt(tmp_path: Path) -> None:
         producer = stack.enter_context(process(ours(words_of("producer")), environment(url)))
         port = {"PAGESTREAM_HEALTH_PORT": str(free_port())}
         worker = stack.enter_context(process(ours(words_of("worker")), environment(url) | port))
+        door = {"PAGESTREAM_PORT": str(free_port())}
+        gateway = stack.enter_context(process(ours(words_of("gateway")), environment(url) | door))
         _, said = producer.communicate(timeout=100)
         assert producer.returncode == 0, said
-        _, *check = SERVICES["worker"]["healthcheck"]["test"]
-        assert check[0] == "python"
-        for moved, healthy in ((port, True), ({"PAGESTREAM_HEALTH_PORT": "1"}, False)):
-            probe = subprocess.run(
-                [sys.executable, *check[1:]], env=environment() | moved, capture_output=True
-            )
-            assert (probe.returncode == 0) is healthy
-        worker.send_signal(signal.SIGTERM)
-        _, said = worker.communicate(timeout=30)
-        assert worker.returncode == 0, said
+        assert is_healthy("worker", port)
+        assert not is_healthy("worker", {"PAGESTREAM_HEALTH_PORT": "1"})
+        until(lambda: is_healthy("gateway", door))
+        assert not is_healthy("gateway", {"PAGESTREAM_PORT": "1"})
+        with openai.OpenAI(
+            base_url=f"http://127.0.0.1:{door['PAGESTREAM_PORT']}/v1", api_key="none", timeout=60
+        ) as client:
+            told = client.completions.create(model="demo", prompt="def add(a, b):", max_tokens=8)
+        assert told.usage.completion_tokens == 8
+        for service in (gateway, worker):
+            service.send_signal(signal.SIGTERM)
+            _, said = service.communicate(timeout=30)
+            assert service.returncode == 0, said
+
+
+def is_healthy(name: str, moved: dict[str, str]) -> bool:
+    """What a service's own health check says, with its port where the test has it."""
+    _, *check = SERVICES[name]["healthcheck"]["test"]
+    assert check[0] == "python"
+    probe = subprocess.run(
+        [sys.executable, *check[1:]], env=environment() | moved, capture_output=True
+    )
+    return probe.returncode == 0
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in 20 s"
+        time.sleep(0.05)
 
 
 def free_port() -> int:

@@ -1,11 +1,16 @@
 """The command `pagestream gateway`. Flags and their help only."""
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..commands import errors_as_sentences
+
+DRAIN_S = 10
+"""Seconds that open answers get to end after SIGTERM; what is cut goes on at another gateway."""
 
 RedisUrl = Annotated[
     str | None, typer.Option(help="redis://, rediss://, unix:// or redis+sentinel:// URL.")
@@ -56,7 +61,16 @@ def gateway(
             queue_limit=queue_limit,
         )
         app = create_app(settings)
-    uvicorn.run(app, host=settings.host, port=settings.port, access_log=False)
+    # uvicorn raises the signal that stopped it once more, when all is closed: that is no failure.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: sys.exit(0))
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
 
 
 def register(app: typer.Typer) -> None:
