@@ -11,6 +11,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
+from gateway_process import GatewayProcess
 from prometheus_client.parser import text_string_to_metric_families
 from redis_server import RedisServer
 from stub_engine import StubOptions
@@ -45,11 +46,20 @@ def selectors(node: Any) -> Iterator[Any]:
             yield from selectors(one)
 
 
+def scrape(port: int) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
+
+
 @pytest.fixture(scope="module")
 def exported(
     redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, set[str]]:
-    """Sample name -> its labels, as a worker that has ended a job gives them."""
+    """Sample name -> its labels, as a worker that has ended a job and a gateway give them."""
     model = tmp_path_factory.mktemp("model")
     (model / "config.json").write_text("{}")
     with socket.socket() as probe:
@@ -61,17 +71,17 @@ def exported(
     try:
         client.submit("j", prompt_ids=[1], sampling={"max_tokens": 5, "ignore_eos": True})
         client.result("j")
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
-        connection.close()
+        pages = [scrape(port)]
+        with GatewayProcess(redis_server.url, model) as gateway:
+            pages.append(scrape(gateway.port))
     finally:
         worker.end()
         client.redis.close()
     names: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            names.setdefault(sample.name, set()).update(sample.labels)
+    for page in pages:
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                names.setdefault(sample.name, set()).update(sample.labels)
     return names
 
 
@@ -98,7 +108,7 @@ def test_the_page_lists_exactly_what_is_exported(exported) -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
     listed = set(re.findall(r"^\| `(pagestream_\w+)`", page, re.MULTILINE))
     ours = {name for name in exported if name.startswith("pagestream_")}
-    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in ours}
+    families = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name in ours}
     assert families == listed
 
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.requests import Request
 from fastapi.responses import Response
 
-from . import chat, completions, health, models, responses, streams
+from . import chat, completions, health, metrics, models, responses, streams
 from .api_keys import ApiKeys
 from .failures import add_handlers
 from .queues import Queues
@@ -35,13 +35,16 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             yield
         finally:
             await app.state.queues.aclose()
+            app.state.metrics.close()
 
     app = FastAPI(title="pagestream", summary="OpenAI's API over a queue", lifespan=lifespan)
     app.state.settings = settings
     app.state.api_keys = ApiKeys.read(settings.api_keys)
+    app.state.metrics = metrics.GatewayMetrics(settings.redis_url)
+    app.add_middleware(metrics.CountRequests, metrics=app.state.metrics)
     add_handlers(app)
     app.add_exception_handler(HungUp, _hung_up)
-    for area in (chat, completions, responses, models, streams, health):
+    for area in (chat, completions, responses, models, streams, health, metrics):
         app.include_router(area.router)
     return app
 
