@@ -63,7 +63,7 @@ def gateway(
         app = create_app(settings)
     # uvicorn raises the signal that stopped it once more, when all is closed: that is no failure.
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: sys.exit(0))
+        signal.signal(signum, _leave)
     uvicorn.run(
         app,
         host=settings.host,
@@ -71,6 +71,10 @@ def gateway(
         access_log=False,
         timeout_graceful_shutdown=DRAIN_S,
     )
+
+
+def _leave(signum: int, frame: object) -> None:
+    sys.exit(0)
 
 
 def register(app: typer.Typer) -> None:
