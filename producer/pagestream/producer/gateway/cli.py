@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..commands import errors_as_sentences
+from ..logs import log_to_stderr
 
 DRAIN_S = 10
 """Seconds that open answers get to end after SIGTERM; what is cut goes on at another gateway."""
@@ -33,6 +34,9 @@ Limit = Annotated[
     int | None,
     typer.Option(help="Unfinished jobs of a tenant on a queue before 429. [default: 10000]"),
 ]
+Format = Annotated[
+    str | None, typer.Option(help="pretty, or json: one object a line. [default: pretty]")
+]
 
 
 def gateway(
@@ -43,6 +47,7 @@ def gateway(
     disconnect_grace: Grace = None,
     first_entry_wait: Wait = None,
     queue_limit: Limit = None,
+    log_format: Format = None,
 ) -> None:
     """Serve OpenAI's HTTP API over the queues of one Redis."""
     import uvicorn
@@ -59,16 +64,19 @@ def gateway(
             disconnect_grace=disconnect_grace,
             first_entry_wait=first_entry_wait,
             queue_limit=queue_limit,
+            log_format=log_format,
         )
         app = create_app(settings)
     # uvicorn raises the signal that stopped it once more, when all is closed: that is no failure.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _leave)
+    log_to_stderr(settings.log_format)
     uvicorn.run(
         app,
         host=settings.host,
         port=settings.port,
         access_log=False,
+        log_config=None,
         timeout_graceful_shutdown=DRAIN_S,
     )
 

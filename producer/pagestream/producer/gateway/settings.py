@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..embedded import default_url
 from ..errors import InvalidRequest
+from ..logs import LogFormat
 
 
 class GatewaySettings(BaseSettings):
@@ -29,6 +30,7 @@ class GatewaySettings(BaseSettings):
     """Seconds a stream's HTTP headers wait, so that an early error has its status."""
     queue_limit: int = Field(default=10_000, ge=1)
     """Unfinished jobs a tenant may have on a queue before 429."""
+    log_format: LogFormat = "pretty"
 
 
 def read_settings(**flags: Any) -> GatewaySettings:
