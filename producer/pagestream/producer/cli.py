@@ -52,6 +52,7 @@ ROOMS = (
         "cli",
     ),
     Room("pagestream.producer.top", ("top",), ("typer", "rich"), "cli"),
+    Room("pagestream.producer.plan_command", ("plan",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.tenant_commands", ("tenants",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.gateway.cli", ("gateway",), _GATEWAY_NEEDS, "gateway"),
     Room("pagestream.worker.cli", ("worker", "up"), _WORKER_NEEDS, "worker"),
