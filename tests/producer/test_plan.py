@@ -54,7 +54,7 @@ def test_ceilings_are_the_slower_of_memory_and_compute():
 
 
 def test_what_does_not_fit_is_a_sentence():
-    with pytest.raises(InvalidRequest, match="28.0 GB of weights and 2 GB beside them leave no"):
+    with pytest.raises(InvalidRequest, match="weights and 2 GB beside them leave no room"):
         plan(LLAMA_2_7B, GPUS["rtx-4090"], weight_bytes=4.0)
 
 
@@ -87,6 +87,6 @@ def test_the_command():
 )
 def test_wrong_flags_are_sentences(flags, said):
     told = run(*(flag.format(m=MODELS / "llama-2-7b") for flag in flags))
-    assert told.returncode == 78
+    assert told.returncode == 2
     assert said in told.stderr
     assert "Traceback" not in told.stderr
