@@ -163,10 +163,16 @@ def test_prometheus_and_grafana_find_their_files() -> None:
     prometheus = yaml.safe_load((OBSERVE / "prometheus.yml").read_text())
     for name in prometheus["rule_files"]:
         assert (OBSERVE / name).is_file()
-    ports = {
-        job["job_name"]: job["dns_sd_configs"][0]["port"] for job in prometheus["scrape_configs"]
-    }
-    assert ports["worker"] == 8001
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for job in prometheus["scrape_configs"]:
+        (found,) = job["dns_sd_configs"]
+        for name in found["names"]:
+            ports = {
+                value
+                for variable, value in services[name]["environment"].items()
+                if variable.endswith("PORT")
+            }
+            assert str(found["port"]) in ports, f"{name} answers on {ports}"
     (source,) = yaml.safe_load(
         (OBSERVE / "grafana/provisioning/datasources/prometheus.yml").read_text()
     )["datasources"]
