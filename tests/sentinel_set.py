@@ -77,6 +77,12 @@ class SentinelSet:
         self.sentinel.wait(lambda client: client.sentinel_slaves("main"))
         self.url = f"redis+sentinel://127.0.0.1:{self.sentinel.port}/main"
 
+    def fall_behind(self) -> None:
+        """Cut the replica off from its master: what is written from here on it will not have."""
+        self.replica.client.config_set("masterauth", "nobody's")
+        self.replica.client.execute_command("CLIENT", "KILL", "TYPE", "master")
+        self.replica.wait(lambda client: client.info("replication")["master_link_status"] == "down")
+
     def fail_over(self) -> None:
         """Kill the master and wait until the replica takes its place."""
         self.master.kill()

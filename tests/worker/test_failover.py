@@ -14,6 +14,8 @@ from pagestream.producer.keys import Keys
 from pagestream.worker.messages import Sampling
 
 JOBS, TOKENS = 8, 400
+BEHIND_TOKENS = 80
+"""A lagging replica has fewer than these: the master dies when a reader has as many."""
 
 
 @pytest.fixture
@@ -23,7 +25,11 @@ def sentinels() -> Iterator[SentinelSet]:
     made.remove()
 
 
-def test_a_failover_mid_stream(sentinels: SentinelSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lagging", [False, True], ids=["in step", "lagging"])
+def test_a_failover_mid_stream(
+    sentinels: SentinelSet, tmp_path: Path, caplog: pytest.LogCaptureFixture, lagging: bool
+) -> None:
+    """A replica that lags forgets what its master had acknowledged: streams go on all the same."""
     (tmp_path / "config.json").write_text("{}")
     worker = Worker(sentinels.url, Keys("failover"), tmp_path, StubOptions(step_s=0.01)).start()
 
@@ -35,22 +41,28 @@ def test_a_failover_mid_stream(sentinels: SentinelSet, tmp_path: Path) -> None:
         async for chunk in job.stream():
             ids += chunk.ids
             started.set()
+            if len(ids) >= BEHIND_TOKENS:
+                ahead.set()
         return ids
 
     async def main() -> list[list[int]]:
         async with AsyncClient(sentinels.url, queue="failover", timeout_ms=20_000) as client:
             readers = [asyncio.create_task(read(client, index)) for index in range(JOBS)]
             await started.wait()
+            if lagging:
+                await asyncio.to_thread(sentinels.fall_behind)
+                await ahead.wait()
             await asyncio.to_thread(sentinels.fail_over)
             after = await client.submit(prompt_ids=[99], max_tokens=3, ignore_eos=True)
             assert len((await after.result()).ids) == 3
             return await asyncio.gather(*readers)
 
-    started = asyncio.Event()
+    started, ahead = asyncio.Event(), asyncio.Event()
     try:
         replies = asyncio.run(main())
         for index, ids in enumerate(replies):
             assert ids == expected_ids([index], Sampling(max_tokens=TOKENS))
         assert sentinels.replica.client.exists(Keys("failover").out("j0"))
+        assert ("Redis rolled back" in caplog.text) is lagging
     finally:
         assert worker.end() == 0

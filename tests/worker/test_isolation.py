@@ -1,6 +1,8 @@
 """Poison: who kills the engine is found, alone, and those who only stood by lose nothing."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +284,24 @@ def test_an_innocent_suspect_is_cleared_by_running_alone(
         alone = [e for e in reply.entries if e.epoch == 3 and e.event == "tokens"]
         assert sum(len(entry.ids) for entry in alone) >= PROBATION_TOKENS
     assert wire.dead_letters() == []
+
+
+def test_two_reapers_of_one_dead_worker_count_one_crash(wire):
+    reapers = [WireWorker(wire) for _ in range(2)]
+    names = [f"j{number}" for number in range(20)]
+    for name in names:
+        wire.submit(name)
+    worker = WireWorker(wire)
+    worker.claim(20)
+    worker.die()
+    together = threading.Barrier(len(reapers))
+
+    def reap(reaper: WireWorker) -> int:
+        together.wait()
+        return sum(reaper.lease.reap(()).put_back for _ in range(3))
+
+    with ThreadPoolExecutor(len(reapers)) as threads:
+        assert sum(threads.map(reap, reapers)) == len(names)
+    assert {wire.record(name)["crashes"] for name in names} == {"1"}
+    claims = [claim for reaper in reapers for claim in reaper.claim(20)]
+    assert sorted(claim.job_id for claim in claims) == sorted(names)
