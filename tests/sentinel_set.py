@@ -88,6 +88,12 @@ class SentinelSet:
         self.master.kill()
         self.replica.wait(lambda client: client.info("replication")["role"] == "master")
 
+    def switch(self) -> None:
+        """Promote the replica while the master lives: it follows, and its connections stay open."""
+        self.sentinel.client.execute_command("SENTINEL", "FAILOVER", "main")
+        self.replica.wait(lambda client: client.info("replication")["role"] == "master")
+        self.master.wait(lambda client: client.info("replication")["role"] == "slave")
+
     def remove(self) -> None:
         for node in (self.sentinel, self.replica, self.master):
             node.kill()
