@@ -29,7 +29,7 @@ def sentinels() -> Iterator[SentinelSet]:
 def test_a_failover_mid_stream(
     sentinels: SentinelSet, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    """A replica that lags forgets what its master had acknowledged, and so does one that is promoted
+    """A replica that lags forgets what its master had acknowledged, and so may one that is promoted
     while its master lives. Streams go on all the same.
     """
     (tmp_path / "config.json").write_text("{}")
