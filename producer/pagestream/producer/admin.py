@@ -4,6 +4,7 @@ Synchronous, a few commands a call, for command lines and scripts of an operator
 job is one of the scripts. This module knows no terminal and no running worker's insides.
 """
 
+import itertools
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,6 +91,22 @@ class KeptJob(msgspec.Struct, frozen=True, kw_only=True):
     """Memory of record and reply."""
     kept_ms: int | None
     """How long they are still kept; None while the job is unfinished."""
+
+
+class UnfinishedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that waits or runs."""
+
+    id: str
+    lane: str
+    tenant: str
+    state: str
+    """`queued` or `running`; `unknown` where the record is gone."""
+    worker: str
+    """Who runs it; empty while it waits."""
+    queued_ms: int
+    """When it was accepted, in Redis's ms."""
+    crashes: int
+    prompt_tokens_max: int
 
 
 class Admin:
@@ -186,6 +203,39 @@ class Admin:
                 bytes=sum(self._redis.memory_usage(key) or 0 for key in (record_key, reply_key)),
                 kept_ms=kept_ms if kept_ms >= 0 else None,
             )
+
+    def unfinished(self, queue: str, limit: int) -> list[UnfinishedJob]:
+        """Return the oldest `limit` unfinished jobs of each lane and tenant, better lanes first."""
+        keys = Keys(check_name("queue", queue))
+        fields = ("state", "owner", "queued_ms", "crashes", "tokens_max")
+        found: list[UnfinishedJob] = []
+        with self._available():
+            tenants = [tenant.decode() for tenant in self._redis.zrange(keys.served, 0, -1)]
+            for lane, tenant in itertools.product(LANES, tenants):
+                entries = self._redis.xrange(keys.jobs(lane, tenant), count=limit)
+                ids = [entry[b"id"].decode() for _, entry in entries if b"id" in entry]
+                for job_id in ids:
+                    values = self._redis.hmget(keys.job(job_id), fields)
+                    text = dict(zip(fields, ((one or b"").decode() for one in values), strict=True))
+                    found.append(
+                        UnfinishedJob(
+                            id=job_id,
+                            lane=lane,
+                            tenant=tenant,
+                            state=text["state"] or "unknown",
+                            worker=text["owner"],
+                            queued_ms=int(text["queued_ms"] or 0),
+                            crashes=int(text["crashes"] or 0),
+                            prompt_tokens_max=int(text["tokens_max"] or 0),
+                        )
+                    )
+        return found
+
+    def now_ms(self) -> int:
+        """Return Redis's milliseconds since 1970."""
+        with self._available():
+            seconds, micros = self._redis.time()
+        return seconds * 1000 + micros // 1000
 
     def delete(self, queue: str, job_id: str) -> bool:
         """Remove all of a job's data, running or not; return whether there was any."""

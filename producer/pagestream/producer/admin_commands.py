@@ -68,7 +68,7 @@ def show(
 ) -> None:
     """Show what Redis holds of a job, and for how much longer."""
     with errors_as_sentences(), _admin(redis_url) as admin:
-        job = admin.job(_queue(admin, queue), job_id)
+        job = admin.job(one_queue(admin, queue), job_id)
         if json:
             _print_json(job)
             return
@@ -85,7 +85,7 @@ def show(
 def delete(job_id: JobId, redis_url: RedisUrl = None, queue: Queue = None) -> None:
     """Remove all data of a job at once; a worker that runs it stops."""
     with errors_as_sentences(), _admin(redis_url) as admin:
-        deleted = admin.delete(_queue(admin, queue), job_id)
+        deleted = admin.delete(one_queue(admin, queue), job_id)
         typer.echo("deleted" if deleted else "unknown")
 
 
@@ -99,7 +99,7 @@ def drain(
 ) -> None:
     """Let a worker take no new job, finish what it runs within its grace, and exit with 0."""
     with errors_as_sentences(), _admin(redis_url) as admin:
-        admin.drain(_queue(admin, queue), worker, at_once=now)
+        admin.drain(one_queue(admin, queue), worker, at_once=now)
         typer.echo(f"worker {worker} was told")
 
 
@@ -136,7 +136,7 @@ def acl(
 def list_letters(redis_url: RedisUrl = None, queue: Queue = None, json: AsJson = False) -> None:
     """List the dead letters, oldest first."""
     with errors_as_sentences(), _admin(redis_url) as admin:
-        letters = list(admin.letters(_queue(admin, queue)))
+        letters = list(admin.letters(one_queue(admin, queue)))
         if json:
             _print_json([_shown(letter) for letter in letters])
             return
@@ -157,7 +157,7 @@ def show_letter(
 ) -> None:
     """Show one dead letter: the request, the reason, and the last error."""
     with errors_as_sentences(), _admin(redis_url) as admin:
-        shown = _shown(admin.letter(_queue(admin, queue), name))
+        shown = _shown(admin.letter(one_queue(admin, queue), name))
         if json:
             _print_json(shown)
             return
@@ -211,7 +211,7 @@ def _each(
     with errors_as_sentences(), _admin(redis_url) as admin:
         if bool(names) == every:
             raise InvalidRequest("name the dead letters, or say --all")
-        queue = _queue(admin, queue)
+        queue = one_queue(admin, queue)
         wanted: Iterable[DeadLetter] = (
             list(admin.letters(queue))
             if every
@@ -228,7 +228,7 @@ def _admin(redis_url: str | None) -> Admin:
     return Admin(redis_url or default_url())
 
 
-def _queue(admin: Admin, queue: str | None) -> str:
+def one_queue(admin: Admin, queue: str | None) -> str:
     """Return the queue that is named, or the only one.
 
     Raises:

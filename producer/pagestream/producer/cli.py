@@ -51,6 +51,8 @@ ROOMS = (
         ("typer", "rich"),
         "cli",
     ),
+    Room("pagestream.producer.job_commands", ("ls", "tail", "cancel"), ("typer", "rich"), "cli"),
+    Room("pagestream.producer.doctor_command", ("doctor",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.top", ("top",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.plan_command", ("plan",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.tenant_commands", ("tenants",), ("typer", "rich"), "cli"),
