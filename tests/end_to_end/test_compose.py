@@ -68,6 +68,14 @@ def test_a_plain_up_needs_no_gpu_and_no_env_file() -> None:
     assert {name for name, value in variables(COMPOSE).items() if not value} <= {"HF_TOKEN"}
 
 
+def test_what_is_watched_from_is_reached_from_this_host_alone() -> None:
+    watching = {name for name, one in SERVICES.items() if one.get("profiles") == ["observe"]}
+    assert watching == {"prometheus", "grafana"}
+    for name in watching:
+        assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
+        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
+
+
 def test_one_line_of_the_example_turns_the_gpu_on() -> None:
     assert "#COMPOSE_PROFILES=gpu" in EXAMPLE.splitlines()
     (device,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
@@ -115,7 +123,12 @@ def test_healthchecks_and_volumes_parse(name: str) -> None:
         if condition["condition"] == "service_healthy":
             assert "healthcheck" in SERVICES[needed]
     for volume in service.get("volumes", []):
-        assert volume.split(":")[0] in COMPOSE["volumes"]
+        source = volume.split(":")[0]
+        if source.startswith("./"):
+            assert (ROOT / source).exists(), source
+            assert volume.endswith(":ro")
+        else:
+            assert source in COMPOSE["volumes"]
 
 
 @pytest.mark.parametrize("name", OURS)
