@@ -10,24 +10,24 @@ knows no torch, no text and no Lua; signals and exit statuses are the service's.
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from pagestream.producer.errors import PagestreamError
-from pagestream.producer.protocol import FinishReason
 
-from ..messages import Abort, Fatal, Look, Output, Ready, Step, View
+from ..messages import Fatal, Look, Output, Ready, Step, View
 from ..process import Died, EngineProcess
 from .backoff import Patience
 from .calls import Claim, Control, Return, StepCall, StepReply, Victim, Waiting
 from .credit import Credit
 from .eviction import aged_slots, choose_victim
+from .held import Held
 from .inbox import Inbox
 from .intake import Intaken, IntakeThread
 from .lease import Lease
 from .meter import JobObserver, Meter
-from .reply import REQUEST_SEPARATOR, Job
+from .reply import Job
 from .snapshots import Snapshots
 from .supervisor import Supervisor
 
@@ -56,11 +56,7 @@ class EngineLost(Exception):
 
 
 class QueueLoop:
-    """Runs claimed jobs on the engine until told to stop.
-
-    Invariant: a job is in `_jobs` from its claim until its end, its return or its loss is known to
-    be written; `_dirty` are those of them that the next write has something to say of.
-    """
+    """Runs claimed jobs on the engine until told to stop."""
 
     def __init__(
         self,
@@ -100,12 +96,9 @@ class QueueLoop:
         self._stop = stop
         self._patience = patience
         self._meter = meter
-        self._observers = (meter, *observers)
+        self._held = Held(self._engine, (meter, *observers))
         self._snapshots = Snapshots(ready, meter, self.refuses)
         self._grace_s = grace_s
-        self._jobs: dict[str, Job] = {}
-        self._dirty: dict[str, Job] = {}
-        self._claims = 0
         self._drain_until_s: float | None = None
         self._victim: Victim | None = None
         self._evict_from_step = 0
@@ -144,10 +137,10 @@ class QueueLoop:
 
         From any thread.
         """
-        return self._snapshots.debug(list(self._jobs.values()))
+        return self._snapshots.debug(list(self._held))
 
     def _is_done(self) -> bool:
-        return not self._jobs and (self._stop.drain or bool(self._engine.lost))
+        return not self._held and (self._stop.drain or bool(self._engine.lost))
 
     # ---- waiting, and what arrives
 
@@ -155,7 +148,7 @@ class QueueLoop:
         """Wait for the engine while something runs, else for the bell; never past the next duty."""
         reap_s = self._next_reap_s - time.monotonic()
         due_s = 0.0 if self._rung else min(self._lease.beat_due_ms() / 1000, reap_s)
-        if due_s <= 0 or self._jobs or not self._engine.is_up:
+        if due_s <= 0 or self._held or not self._engine.is_up:
             return self._inbox.take(due_s)
         self._rung = self._patience.call(self._lease.wait, self._bell_id, int(due_s * 1000) + 1)
         return self._inbox.take(0.0)
@@ -182,29 +175,23 @@ class QueueLoop:
                 assert event is None, f"nobody puts a {type(event).__name__} in the inbox"
 
     def _take_output(self, output: Output) -> None:
-        job_id = output.request_id.rpartition(REQUEST_SEPARATOR)[0]
-        job = self._jobs.get(job_id)
-        # Tokens of a job that has ended here, or of an earlier claim of it, are nobody's.
-        if job is None or job.reason is not None or job.is_returning:
-            return
-        if job.request_id != output.request_id:
+        job = self._held.of_request(output.request_id)
+        if job is None:
             return
         if output.token_ids:
             self._meter.takes(job, len(output.token_ids), self._engine.heard_s)
         job.take(output, self._engine.heard_s)
-        self._dirty[job_id] = job
+        self._held.change(job)
         if job.reason is not None:
             if output.finish is None:  # a stop string, which the engine cannot see
-                self._forget_in_engine([job])
+                self._held.forget_in_engine([job])
             job.is_sent = False
         elif job.is_cleared:
-            self._hand_back([job])
+            self._held.hand_back([job])
 
     def _take_intaken(self, intaken: Intaken) -> None:
-        job = self._jobs.get(intaken.claim.job_id)
-        if job is None or job.reason is not None or job.is_returning:
-            return
-        if job.claim is not intaken.claim:
+        job = self._held.active(intaken.claim.job_id)
+        if job is None or job.claim is not intaken.claim:
             return
         job.resume(intaken.replayed_ids)
         if isinstance(intaken.request, PagestreamError):
@@ -212,54 +199,47 @@ class QueueLoop:
         elif intaken.request is not None:
             job.prepare(intaken.request)
         if job.reason is not None:
-            self._dirty[job.id] = job
-        elif job.request is None or not self._credit.fits(job, self._jobs.values()):
-            self._hand_back([job])
+            self._held.change(job)
+        elif job.request is None or not self._credit.fits(job, self._held):
+            self._held.hand_back([job])
         elif self._engine.is_up:
-            self._run(job)
-
-    def _run(self, job: Job) -> None:
-        if not any(other.is_sent for other in self._jobs.values()):
-            self._engine.heard()  # it had nothing to say
-        job.is_sent = True
-        self._engine.send(job.add())
+            self._held.run(job)
 
     # ---- what is due
 
     def _check_clocks(self) -> None:
         """Deadlines of jobs, the end of a drain, an engine that is wedged."""
         now_s = time.monotonic()
-        timed = [job for job in self._jobs.values() if job.deadline_ms is not None]
+        timed = [job for job in self._held if job.deadline_ms is not None]
         if timed:
             now_ms = self._lease.now_ms()
-            self._end([job for job in timed if now_ms >= (job.deadline_ms or 0)], "expired")
+            self._held.end([job for job in timed if now_ms >= (job.deadline_ms or 0)], "expired")
         if self._stop.drain and self._drain_until_s is None:
-            logger.info("draining: %d jobs have %.0f s to finish", len(self._jobs), self._grace_s)
+            logger.info("draining: %d jobs have %.0f s to finish", len(self._held), self._grace_s)
             self._drain_until_s = now_s + self._grace_s
         grace_is_over = self._drain_until_s is not None and now_s >= self._drain_until_s
         if self._stop.now or grace_is_over or self._engine.lost:
-            self._hand_back(self._jobs.values())
-        ran = [job for job in self._jobs.values() if job.is_sent]
-        if ran:
+            self._held.hand_back(self._held)
+        if ran := self._held.sent():
             self._engine.check()
             if self._engine.lost:
                 self._count_crash(ran, self._engine.lost)
 
     def _is_step_due(self) -> bool:
-        return bool(self._dirty or self._rung) or self._lease.beat_due_ms() == 0
+        return self._held.has_changed or self._rung or self._lease.beat_due_ms() == 0
 
     def _next_call(self) -> StepCall:
         """Everything there is to write, and how much may be claimed."""
         now_s = time.monotonic()
         self._rung = False
-        dirty, self._dirty = self._dirty, {}
-        rows = [row for job in dirty.values() if (row := job.row()) is not None]
-        leaving = {job.id: job for job in dirty.values() if job.reason or job.is_returning}
+        changed = self._held.take_changed()
+        rows = [row for job in changed if (row := job.row()) is not None]
+        leaving = {job.id: job for job in changed if job.reason or job.is_returning}
         slots = tokens = aged = 0
         victim, self._victim = self._victim, None
-        if victim is not None and (victim.job_id in leaving or victim.job_id not in self._jobs):
+        if victim is not None and (victim.job_id in leaving or victim.job_id not in self._held):
             victim = None
-        staying = [job for job in self._jobs.values() if job.id not in leaving]
+        staying = [job for job in self._held if job.id not in leaving]
         is_alone = any(job.is_suspect for job in staying)
         if self._engine.is_up and not self._stop.drain and not is_alone:
             slots, tokens = self._credit.of(staying)
@@ -282,7 +262,7 @@ class QueueLoop:
             slots=slots,
             tokens=tokens,
             aged_slots=aged,
-            prefills=[item for job in dirty.values() if (item := job.prefill()) is not None],
+            prefills=[item for job in changed if (item := job.prefill()) is not None],
             victim=victim,
             info=self._heartbeat_info(),
             snapshot=self._snapshot(),
@@ -291,7 +271,7 @@ class QueueLoop:
     def _heartbeat_info(self) -> str:
         load = self._credit.load
         counters = msgspec.structs.asdict(load) if load is not None else {}
-        return msgspec.json.encode({"jobs": len(self._jobs), **counters}).decode()
+        return msgspec.json.encode({"jobs": len(self._held), **counters}).decode()
 
     def _snapshot(self) -> str:
         """With a heartbeat: what it all looks like. The engine's part is as of the one before."""
@@ -299,13 +279,13 @@ class QueueLoop:
             return ""
         if self._snapshots.wants_view:
             self._engine.send(Look())
-        return self._snapshots.take(self._jobs.values(), self._lease.now_ms()).decode()
+        return self._snapshots.take(self._held, self._lease.now_ms()).decode()
 
     def _reap_if_due(self) -> None:
         now_s = time.monotonic()
         if now_s >= self._next_reap_s:
             self._next_reap_s = now_s + self._lease.reap_ms / 1000
-            reaped = self._patience.call(self._lease.reap, self._jobs)
+            reaped = self._patience.call(self._lease.reap, self._held)
             self._weights = reaped.weights
             self._meter.reaped(reaped)
             # Jobs of dead workers wait now, or jobs of ours that the next step hands back.
@@ -326,13 +306,13 @@ class QueueLoop:
             self._take_controls(reply.controls)
             self._take_claims(reply.claims, reply)
         else:
-            self._take_claims([claim for claim in reply.claims if not self._holds(claim)], reply)
+            self._take_claims([one for one in reply.claims if not self._held.knows(one)], reply)
             self._take_controls(reply.controls)
         if reply.victim_left and not reply.claims:  # it takes more than one to make that room
             self._evict_from_step = self._credit.engine_step + STEPS_TO_REPORT
         if reply.waiting is not None:
             self._make_room(reply.waiting)
-        self._meter.held = len(self._jobs)
+        self._meter.held = len(self._held)
 
     def _settle(self, call: StepCall, reply: StepReply) -> None:
         """Let go of what the write has ended, handed back, or found to be another's."""
@@ -342,20 +322,17 @@ class QueueLoop:
                     "job %s has another owner now", row.job_id, extra={"job_id": row.job_id}
                 )
             if code in "fg":  # gone: the reader deleted its reply, and nobody wants the rest
-                self._drop(row.job_id)
+                self._held.drop(row.job_id)
         for end, code in zip(call.ends, reply.end_codes, strict=True):
-            job = self._jobs.pop(end.job_id, None)
-            if job is not None and code == "k":
-                for observer in self._observers:
-                    observer.ended(job)
+            self._held.written(end.job_id, ended=code == "k")
         for returned in call.returns:
-            self._jobs.pop(returned[0], None)
+            self._held.written(returned[0], ended=False)
         if call.victim is not None and reply.victim_left:
-            self._drop(call.victim.job_id)
+            self._held.drop(call.victim.job_id)
 
     def _make_room(self, waiting: Waiting) -> None:
         """Offer a job for the one that waits, in the next write, where the rules want it."""
-        running = [job for job in self._jobs.values() if not job.reason and not job.is_returning]
+        running = self._held.all_active()
         slots, tokens = self._credit.of(running)
         # Before it is tokenized a prompt counts for its longest: there may be room after all. It
         # takes a while until the engine's reports show the room that a victim made. And a suspect
@@ -373,23 +350,10 @@ class QueueLoop:
         )
         self._rung = self._rung or self._victim is not None
 
-    def _holds(self, claim: Claim) -> bool:
-        """Whether a claim of a repeated answer is known already."""
-        held = self._jobs.get(claim.job_id)
-        return held is not None and (held.epoch, held.claim.queued_ms) == (
-            claim.epoch,
-            claim.queued_ms,
-        )
-
     def _take_claims(self, claims: list[Claim], reply: StepReply) -> None:
         for claim in claims:
-            self._drop(claim.job_id)  # deleted, and submitted again
-            self._claims += 1
-            job = Job(claim, self._claims, time.monotonic(), reply.now_ms)
-            job.took_a_place = reply.victim_left
-            self._jobs[claim.job_id] = job
-            for observer in self._observers:
-                observer.claimed(job)
+            now_s = time.monotonic()
+            self._held.add(claim, now_s, reply.now_ms, took_a_place=reply.victim_left)
             intaken = self._intake.at_once(claim) if len(claims) == 1 else None
             if intaken is None:
                 self._intake.submit(claim)
@@ -401,87 +365,58 @@ class QueueLoop:
             if control.kind in ("drain", "stop"):
                 self._stop.drain = True
                 self._stop.now = self._stop.now or control.kind == "stop"
-            elif (job := self._jobs.get(control.job_id)) is not None:
-                self._end([job], "cancelled")
+            elif (job := self._held.active(control.job_id)) is not None:
+                self._held.end([job], "cancelled")
 
     def _roll_back(self) -> None:
         """Redis forgot acknowledged writes: go back to what it has, drop what is not ours."""
-        running = [(job.id, job.epoch) for job in self._jobs.values()]
-        for tail in self._patience.call(self._lease.resync, running):
+        running = {job.id: job for job in self._held}
+        epochs = [(job.id, job.epoch) for job in running.values()]
+        for tail in self._patience.call(self._lease.resync, epochs):
             if tail.owned:
-                self._jobs[tail.job_id].rewind(tail.offset)
-                self._dirty[tail.job_id] = self._jobs[tail.job_id]
+                running[tail.job_id].rewind(tail.offset)
+                self._held.change(running[tail.job_id])
             else:
-                self._drop(tail.job_id)
+                self._held.drop(tail.job_id)
         logger.warning(
-            "Redis rolled back: %d of %d jobs are still ours", len(self._jobs), len(running)
+            "Redis rolled back: %d of %d jobs are still ours", len(self._held), len(running)
         )
         self._rung = True
-
-    # ---- jobs that leave
-
-    def _end(self, jobs: Iterable[Job], reason: FinishReason) -> None:
-        """End jobs from here: the engine forgets them, the next write says why."""
-        ending = [job for job in jobs if job.reason is None and not job.is_returning]
-        for job in ending:
-            job.reason = reason
-            self._dirty[job.id] = job
-        self._forget_in_engine(ending)
-
-    def _hand_back(self, jobs: Iterable[Job]) -> None:
-        """Give jobs back to the queue with their progress; their tokens so far go out first."""
-        returning = [job for job in jobs if job.reason is None and not job.is_returning]
-        for job in returning:
-            job.is_returning = True
-            self._dirty[job.id] = job
-        self._forget_in_engine(returning)
-
-    def _drop(self, job_id: str) -> None:
-        """The job is somebody else's, or nobody's: say nothing more of it."""
-        self._dirty.pop(job_id, None)
-        if (job := self._jobs.pop(job_id, None)) is not None:
-            self._forget_in_engine([job])
-
-    def _forget_in_engine(self, jobs: list[Job]) -> None:
-        sent = [job.request_id for job in jobs if job.is_sent]
-        if sent:
-            self._engine.send(Abort(sent))
-        for job in jobs:
-            job.is_sent = False
 
     # ---- the engine's life
 
     def _engine_died(self, died: Died) -> None:
         """What it said before was taken."""
-        ran = [job for job in self._jobs.values() if job.is_sent]
+        ran = self._held.sent()
         logger.error("an engine process with %d jobs is gone", len(ran))
         self._meter.engine_deaths += 1
         self._snapshots.view = None
-        for job in self._jobs.values():
+        for job in self._held:
             job.is_sent = job.is_answered = False
         self._count_crash(ran, self._engine.died(died))
 
     def _count_crash(self, ran: list[Job], last_words: str) -> None:
         """Say who was there; suspects go back to the queue, to be run alone."""
-        running = [(job.id, job.epoch, job.crashes) for job in ran]
-        for crash in self._patience.call(self._lease.crashed, running, last_words):
-            self._jobs[crash.job_id].crashed(crash.crashes)
+        running = {job.id: job for job in ran}
+        counts = [(job.id, job.epoch, job.crashes) for job in ran]
+        for crash in self._patience.call(self._lease.crashed, counts, last_words):
+            running[crash.job_id].crashed(crash.crashes)
             if crash.outcome != "kept":
                 logger.warning(
                     *("job %s is %s after a crash", crash.job_id, crash.outcome),
                     extra={"job_id": crash.job_id},
                 )
-                self._drop(crash.job_id)
+                self._held.drop(crash.job_id)
             if crash.outcome == "dead":  # it was the job, not the engine
                 self._engine.excuse()
-        if len(self._jobs) > 1:
-            self._hand_back([job for job in self._jobs.values() if job.is_suspect])
+        if len(self._held) > 1:
+            self._held.hand_back([job for job in self._held if job.is_suspect])
 
     def _engine_came_up(self) -> None:
         """Give a new engine everything that is to run, from the token logs."""
         self._engine.came_up()
         self._credit.load = None
         self._rung = True
-        for job in self._jobs.values():
-            if job.request is not None and job.reason is None and not job.is_returning:
-                self._run(job)
+        for job in self._held.all_active():
+            if job.request is not None:
+                self._held.run(job)
