@@ -211,7 +211,7 @@ def test_an_operator_sets_shows_and_unsets(tenants, wire, redis_client, keys):
     }
     wire.submit("j", tenant="acme", tokens_max=50)
     worker = Worker(wire)
-    worker.step(rows=[row(worker.claim_one(), 0, *range(75))])
+    worker.step(rows=[row(worker.claim_one(), 0, *range(75))], prefills=[("j", 1, 50)])
     shown = json.loads(tenants("show", "--json"))
     assert [one["tenant"] for one in shown] == ["*", "acme"]
     assert shown[1]["limits"] == {

@@ -159,16 +159,17 @@ def test_published_tokens_are_charged(wire, keys, redis_client):
     worker = Worker(wire)
     (first,) = worker.claim(1)
     worker.step(rows=[row(first, 0, *range(50))])
-    assert redis_client.zscore(keys.served, first.tenant) == 60
-    assert redis_client.zscore(keys.ready("normal"), first.tenant) == 60
+    assert redis_client.zscore(keys.served, first.tenant) == 50
+    assert redis_client.zscore(keys.ready("normal"), first.tenant) == 50
     others = [claim.tenant for claim in worker.claim(3)]
-    assert others == ["b" if first.tenant == "a" else "a"] * 3, "they owe 60 to 0"
+    assert others == ["b" if first.tenant == "a" else "a"] * 3, "they owe 50 to 0"
 
 
 def test_a_tenant_that_comes_back_is_owed_nothing_for_its_absence(wire, keys, redis_client):
     for number in range(10):
         wire.submit(f"a-{number}", tenant="a", tokens_max=100)
-    Worker(wire).claim(5)
+    worker = Worker(wire)
+    worker.step(prefills=[(claim.job_id, 1, 100) for claim in worker.claim(5)])
     wire.submit("b", tenant="b")
     assert redis_client.zscore(keys.ready("normal"), "b") == 500
 
@@ -179,7 +180,7 @@ def test_a_tenant_cannot_wash_off_what_it_was_served_by_leaving(wire, keys, redi
     wire.submit("a-0", tenant="a", tokens_max=1000)
     worker = Worker(wire)
     claims = {claim.job_id: claim for claim in worker.claim(2)}
-    worker.step(ends=[end(claims["a-0"], 0)])
+    worker.step(ends=[end(claims["a-0"], 0)], prefills=[("a-0", 1, 1000), ("b-0", 1, 10)])
     wire.submit("a-1", tenant="a")
     assert redis_client.zscore(keys.ready("normal"), "a") == 1000
     assert [claim.tenant for claim in worker.claim(3)] == ["b", "b", "a"]

@@ -270,11 +270,22 @@ def test_a_prompt_is_charged_for_what_it_took(wire, keys, redis_client):
     wire.submit("job", tenant="t", tokens_max=400)
     worker = WireWorker(wire)
     claim = worker.claim_one()
-    assert redis_client.zscore(keys.served, "t") == 400
+    assert redis_client.zscore(keys.served, "t") == 0, "not before it is known"
     worker.step(rows=[row(claim, 0, 5)], prefills=[("job", 1, 90)])
     assert redis_client.zscore(keys.served, "t") == 91
     worker.step(prefills=[("job", 7, 0)])
     assert redis_client.zscore(keys.served, "t") == 91, "of another claim"
+
+
+def test_who_comes_before_a_prompt_is_known_does_not_pay_for_its_bound(wire):
+    """A claim says the most a prompt may take. To start level with that was to wait for seconds."""
+    for number in range(40):
+        wire.submit(f"a-{number}", tenant="a", tokens_max=1_000)
+    worker = WireWorker(wire)
+    claims = worker.claim(20)
+    wire.submit("b", tenant="b", tokens_max=10)
+    worker.step(prefills=[(claim.job_id, 1, 5) for claim in claims])
+    assert [claim.job_id for claim in worker.claim(1)] == ["b"]
 
 
 def test_served_tokens_count_by_weight(wire, keys, redis_client):
@@ -295,9 +306,9 @@ def test_one_that_comes_while_nobody_waits_starts_level_with_who_runs(wire, keys
     worker = WireWorker(wire)
     worker.step(rows=[row(worker.claim_one(), 0, *range(500))])
     wire.submit("b-0", tenant="b")
-    assert redis_client.zscore(keys.served, "b") == 510, "a owes nothing for having been alone"
+    assert redis_client.zscore(keys.served, "b") == 500, "a owes nothing for having been alone"
     wire.submit("a-1", tenant="a")
-    assert redis_client.zscore(keys.ready("normal"), "a") == 510
+    assert redis_client.zscore(keys.ready("normal"), "a") == 500
 
 
 def test_an_idle_queue_begins_anew(wire, keys, redis_client):

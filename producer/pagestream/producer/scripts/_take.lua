@@ -136,7 +136,7 @@ local function describe(job, epoch)
     job.deadline_ms or '', job.mirror or '', more[3] or '', more[4] or '', more[5] or ''}
 end
 
-local function claim(head, worker, need, aged)
+local function claim(head, worker, aged)
   local job = head.job
   deliver(head, worker)
   local epoch = job.epoch + 1
@@ -152,7 +152,7 @@ local function claim(head, worker, need, aged)
     return nil
   end
   call('HSET', prefix .. 'job:' .. job.id, 'state', 'running', 'epoch', epoch, 'owner', worker,
-    'claimed_ms', digits(now), 'charged', need, 'aged', aged and '1' or '')
+    'claimed_ms', digits(now), 'charged', 0, 'aged', aged and '1' or '')
   call('HSET', prefix .. 'running:' .. worker, job.id, lease_of(job, epoch))
   return describe(job, epoch)
 end
@@ -160,7 +160,7 @@ end
 -- A suspect that is due, for a worker that has nothing else; it is not given more beside it. Since
 -- a queue may keep every worker busy for ever, one at a time empties itself for the suspects.
 -- Returns the claim, and whether this worker is the one that takes nothing now.
-local function take_suspect(worker, job_tokens_max)
+local function take_suspect(worker)
   for _, id in ipairs(call('ZRANGEBYSCORE', prefix .. 'suspects', '-inf', now, 'LIMIT', 0, 16)) do
     local job = load_job(id)
     local waits = job and job.state == 'queued' and job.crashes >= SUSPECT_CRASHES
@@ -175,13 +175,9 @@ local function take_suspect(worker, job_tokens_max)
       finish_here(job, 'expired', 'expired', 'expired', 'its deadline passed in the queue')
     elseif waits then
       assign(job, RETURNED)
-      local need = math.min(tonumber(job.tokens_max or 0), job_tokens_max)
       local head = {stream = job.stream, entry = job.entry, shelved = true, job = job}
-      local claimed = claim(head, worker, need, false)
-      if claimed then
-        charge(job.tenant, need)
-        return claimed, false
-      end
+      local claimed = claim(head, worker, false)
+      if claimed then return claimed, false end
     end
   end
   return nil, false
@@ -194,13 +190,20 @@ local function look_again(tenant)
   end
 end
 
--- Claim the best jobs that fit into `room`: slots, tokens, job_tokens_max, aged_slots. `evict(head)`
--- may make room for one that does not, and says for how many tokens. Returns claims, and
--- [lane, tenant, tokens] of the best that still waits.
-local function take(worker, room, evict)
+-- What tenants were served in this call, as far as is known: the most their prompts may take. It
+-- makes them take turns here, and is taken back at the end, for they are charged for what is computed.
+-- Otherwise whoever comes in between would start level with a tenant that is then given back most.
+local advances = {}
+
+local function advance(tenant, tokens)
+  advances[tenant] = (advances[tenant] or 0) + tokens
+  charge(tenant, tokens)
+end
+
+local function take_all(worker, room, evict)
   local claims = {}
   if room.slots > 0 and call('EXISTS', prefix .. 'suspects') == 1 then
-    local suspect, is_emptying = take_suspect(worker, room.job_tokens_max)
+    local suspect, is_emptying = take_suspect(worker)
     if suspect or is_emptying then return {suspect}, {} end
   end
   if call('EXISTS', prefix .. 'ready:high', prefix .. 'ready:normal', prefix .. 'ready:low') == 0 then
@@ -220,14 +223,23 @@ local function take(worker, room, evict)
       end
       if slots < 1 or need > tokens then return claims, {head.lane, head.tenant, need} end
     end
-    local claimed = claim(head, worker, need, aged)
+    local claimed = claim(head, worker, aged)
     heads[head.lane] = nil
     if claimed then
       claims[#claims + 1] = claimed
       slots, tokens = slots - 1, tokens - need
       if aged then aged_slots = aged_slots - 1 end
-      charge(head.tenant, need)
+      advance(head.tenant, need)
       look_again(head.tenant) -- it is served more now: where it stood first, another may
     end
   end
+end
+
+-- Claim the best jobs that fit into `room`: slots, tokens, job_tokens_max, aged_slots. `evict(head)`
+-- may make room for one that does not, and says for how many tokens. Returns claims, and
+-- [lane, tenant, tokens] of the best that still waits.
+local function take(worker, room, evict)
+  local claims, waiting = take_all(worker, room, evict)
+  for tenant, tokens in pairs(advances) do charge(tenant, -tokens) end
+  return claims, waiting
 end

@@ -6,7 +6,7 @@
 --   rows     [[id, epoch, entry id, choice, start, "12 99 3", text] …]
 --   ends     [[id, epoch, offset, choice, reason, text, usage, timings, error, message] …]
 --   returns  [[id, epoch, tokens_max if known better, true if it is suspected no more] …]
---   prefills [[id, epoch, prompt tokens computed, in the place of what the claim was charged,
+--   prefills [[id, epoch, prompt tokens computed, in the place of what was said of the claim before,
 --              true if the first token is there] …]
 --   victim   [id, epoch, lane, tenant, tokens]: if the best waiting job is of this lane and tenant and
 --            finds no room, the job goes back and makes room for so many tokens; or []
@@ -143,8 +143,8 @@ local function keep_pace(finished)
   end
 end
 
--- A claim is charged for the most its prompt may take; this is what it took. The tenant's rate paid
--- for that bound at the submit, and pays for the prompt once, however often it is claimed.
+-- A claim costs nothing until this is known: what its prompt took. The tenant's rate paid for the most
+-- it may take at the submit, and pays for the prompt once, however often it is claimed.
 local function settle(id, epoch, computed, has_token)
   local held = lease(id, epoch)
   if not held then return end

@@ -54,7 +54,7 @@ class Return(NamedTuple):
 
 
 class Prefill(NamedTuple):
-    """What a claim's prompt took to compute, in the place of the bound it was charged for."""
+    """What a claim's prompt took to compute."""
 
     job_id: str
     epoch: int
