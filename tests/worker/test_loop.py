@@ -17,7 +17,9 @@ from worker_harness import Client, Worker, expected_reply
 from pagestream.producer.admin import Admin
 from pagestream.producer.keys import Keys
 from pagestream.producer.lua import Script
+from pagestream.producer.protocol import ModelInfo
 from pagestream.worker.messages import Sampling
+from pagestream.worker.queue.lease import Lease
 from pagestream.worker.queue.tokenizer import Tokenizer
 
 SLOW = StubOptions(step_s=0.004)
@@ -459,3 +461,20 @@ def test_no_wake_up_is_lost(start: Callable[..., Worker], jobs: Jobs, client: Cl
 
 def test_redis_client_version() -> None:
     assert redis.VERSION >= (5, 0, 4)
+
+
+def test_a_heartbeat_may_be_due_before_the_first_step(
+    start: Callable[..., Worker], jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host that is busy while it starts: Redis's time is not known yet."""
+    register = Lease.register
+
+    def late(self: Lease, info: ModelInfo) -> None:
+        register(self, info)
+        self._beat_due_ms = 0.0
+
+    monkeypatch.setattr(Lease, "register", late)
+    worker = start()
+    jobs.ids_job("j", 5)
+    jobs.check()
+    assert worker.end() == 0

@@ -156,6 +156,8 @@ class TokenStream(AsyncIterator[Chunk]):
         """Id of the last chunk given."""
         self._job = job
         self._source = source
+        self._behind: str | None = after
+        """Where reading begins, until it is known that more can come."""
         self._progress = Progress(after)
         self._entries: deque[Entry] = deque()
         self._chunks: deque[Chunk] = deque()
@@ -193,6 +195,10 @@ class TokenStream(AsyncIterator[Chunk]):
         while not self._chunks and not self._ended:
             if not self._entries:
                 await self._job.check_known()
+                if self._behind is not None and await self._job.ends_at(self._behind):
+                    await self.aclose()
+                    return
+                self._behind = None
                 self._entries.extend(await self._source.take())
             while self._entries:
                 entry = self._entries[0]
@@ -351,6 +357,13 @@ class AsyncJob:
         if not self._known:
             self.reader_timeout_ms = (await self.status()).reader_timeout_ms
             self._known = True
+
+    async def ends_at(self, cursor: str) -> bool:
+        """Return whether the job has ended and nothing is behind a cursor: no entry will come."""
+        state = (await self.status()).state
+        if state in ("queued", "running"):
+            return False
+        return not await self._store.entries(self.id, cursor)
 
     async def text_before(self, entry: Entry) -> str:
         """Return the text of the stream's entries before `entry`, of its choice."""

@@ -12,6 +12,10 @@ from stub_worker import answer
 from tiny_tokenizer import save_byte_level
 from worker_harness import Worker
 
+from pagestream.producer import Client as ProducerClient
+from pagestream.producer import JobCancelled
+from pagestream.producer.admin import Admin
+
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "stream": True, "seed": 4}
 
 
@@ -176,3 +180,42 @@ def test_without_redis_it_is_not_ready(own_server, tmp_path):
         assert told.status_code == 503
         assert told.headers["retry-after"] == "1"
         assert httpx2.get(f"{gateway.url}/health").status_code == 200
+
+
+def test_behind_the_last_event_there_is_only_the_end(gateways, http, worker, queue_name):
+    """A browser asks so by itself, when the connection closes behind the end."""
+    told = http.post("/v1/chat/completions", json={"model": queue_name, "max_tokens": 2, **CHAT})
+    events = events_of(told.text)
+    job_id, last = events[0][1]["id"], [event_id for event_id, _ in events if event_id][-1]
+    rest = httpx2.get(f"{gateways[1].url}/v1/streams/{job_id}", params={"from": last}, timeout=10)
+    assert events_of(rest.text) == [(None, None)]
+
+
+def test_a_stream_that_is_broken_off_before_its_first_token_has_a_status(
+    http, worker, queue_name, redis_url
+):
+    body = {"model": queue_name, "prompt": "hold", "stream": True}
+    headers = {"Idempotency-Key": "held", "X-On-Disconnect": "keep"}
+    with http.stream("POST", "/v1/completions", json=body, headers=headers) as told:
+        assert next(told.iter_text()).startswith(": waiting")
+        with ProducerClient(redis_url, queue=queue_name) as producer:
+            (job_id,) = ids_of(redis_url, queue_name)
+            assert producer.job(job_id).cancel() == "cancelling"
+            with pytest.raises(JobCancelled):
+                producer.job(job_id).result(timeout_ms=20_000)
+    again = http.post("/v1/completions", json=body, headers=headers)
+    assert again.status_code == 409
+    assert again.json()["error"]["code"] == "cancelled"
+
+
+def ids_of(redis_url, queue_name) -> list[str]:
+    with Admin(redis_url) as admin:
+        return [job.id for job in admin.unfinished(queue_name, 10)]
+
+
+def test_a_response_is_not_taken_up_as_a_completion(http, worker, queue_name):
+    ask = {"model": queue_name, "input": "x", "max_output_tokens": 1}
+    told = http.post("/v1/responses", json=ask).json()
+    refused = http.get(f"/v1/streams/{told['id']}")
+    assert refused.status_code == 400
+    assert f"/v1/responses/{told['id']}?stream=true" in refused.json()["error"]["message"]

@@ -153,6 +153,10 @@ def _serve(
         heartbeat_ms=ttl_ms // 3,
         crash_cap=settings.max_crashes,
     )
+    # What was imported stays. A collection that looks at all of it holds every stream up for 0.2 s,
+    # and claims with them.
+    gc.collect()
+    gc.freeze()
     patience.call(lease.register, info)
     logger.info("%s", _banner(worker, info, ready))
     intake = IntakeThread(
@@ -168,10 +172,6 @@ def _serve(
     )
     try:
         monitor.serves(loop, ready, keys.queue, worker)
-        # What was imported stays. A collection that looks at all of it holds every stream up for
-        # 0.2 s, and claims with them.
-        gc.collect()
-        gc.freeze()
         loop.run()
     except EngineLost:
         _leave(lease)

@@ -15,7 +15,7 @@ from ..request import JobSpec
 from .asking import Asking, chat_of, created_s, sampling_of
 from .bodies import ChatBody
 from .events import DONE, event_response
-from .waiting import first_chunks, while_connected
+from .waiting import first_answer, while_connected
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -33,7 +33,7 @@ async def create_chat_completion(request: Request, body: ChatBody, ask: Asking) 
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     form = ChatEvents(job.id, body.model, accepted_s, with_usage, body.return_token_ids)
     stream = job.stream()
-    first = await first_chunks(stream, ask.settings.first_entry_wait)
+    first = await first_answer(stream, ask.settings.first_entry_wait)
     return event_response(stream, form, first)
 
 

@@ -18,7 +18,7 @@ from .asking import Asking, created_s, sampling_of
 from .bodies import CompletionBody
 from .chat import usage_of
 from .events import DONE, event_response
-from .waiting import first_chunks, while_connected
+from .waiting import first_answer, while_connected
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -46,7 +46,7 @@ async def create_completion(request: Request, body: CompletionBody, ask: Asking)
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     form = CompletionEvents(jobs[0].id, body.model, accepted_s, with_usage, body.return_token_ids)
     stream = jobs[0].stream()
-    first = await first_chunks(stream, ask.settings.first_entry_wait)
+    first = await first_answer(stream, ask.settings.first_entry_wait)
     return event_response(stream, form, first)
 
 

@@ -53,6 +53,8 @@ def event_response(
 def frame(message: dict[str, Any], event_id: str | None = None) -> bytes:
     """Return one event."""
     head = b"" if event_id is None else b"id: %b\n" % event_id.encode()
+    if "type" in message:
+        head += b"event: %b\n" % message["type"].encode()
     return head + b"data: %b\n\n" % _encode(message)
 
 

@@ -8,11 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 
+from ..errors import InvalidRequest
 from .asking import Asking
 from .chat import ChatEvents
 from .completions import CompletionEvents
 from .events import event_response
-from .waiting import first_chunks
+from .waiting import first_answer
 
 router = APIRouter(prefix="/v1/streams", tags=["pagestream"])
 
@@ -26,9 +27,13 @@ async def resume_stream(
 ) -> Response:
     """Return a job's events from behind an event, or from the first; usage comes at the end."""
     job, status, model = await ask.queues.find(job_id, ask.tenant)
+    if "resp_" in job_id:
+        raise InvalidRequest(
+            f"{job_id} is a response: GET /v1/responses/{job_id}?stream=true&starting_after=N"
+        )
     after = from_ or last_event_id
     stream = job.stream(after)
-    first = await first_chunks(stream, ask.settings.first_entry_wait)
+    first = await first_answer(stream, ask.settings.first_entry_wait)
     form = ChatEvents if "chatcmpl-" in job_id else CompletionEvents
     events = form(job_id, model, (status.queued_ms or 0) // 1000, with_usage=True)
     return event_response(stream, events, first, resumed=after is not None)

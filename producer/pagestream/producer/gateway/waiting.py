@@ -41,13 +41,22 @@ async def first_chunks(stream: TokenStream, wait_s: float) -> list[Chunk] | None
     """Return a stream's first chunks, or None if nothing came in `wait_s`: it may be queued long.
 
     Raises:
-        PagestreamError: the job ended without a token; the request can still have its status.
+        PagestreamError: there is no such job, or it cannot be read.
     """
     try:
         async with asyncio.timeout(wait_s):
             return await stream.take()
     except TimeoutError:
         return None
+
+
+async def first_answer(stream: TokenStream, wait_s: float) -> list[Chunk] | None:
+    """As `first_chunks`, and a job that ended badly before its first token is an error here."""
+    chunks = await first_chunks(stream, wait_s)
+    is_broken_off = chunks and chunks[-1].finish_reason in ("cancelled", "expired", "error")
+    if is_broken_off and not any(chunk.ids for chunk in chunks or ()):
+        await stream.take()  # raises what the end stands for
+    return chunks
 
 
 async def _gone(request: Request) -> None:

@@ -269,6 +269,11 @@ class Lease:
         """Redis's time now, on this process's monotonic clock; as of the last step."""
         return self._clock.now_ms()
 
+    @property
+    def knows_time(self) -> bool:
+        """Whether a step has told Redis's time, so that `now_ms` can be asked."""
+        return self._clock.is_set
+
     def _call(self, name: str, *args: Any) -> Any:
         return self._scripts[name](self._redis, self._key, *args)
 
@@ -292,9 +297,14 @@ class _Clock:
         if error_ms <= old_error_ms or abs(offset_ms - self._offset_ms) > error_ms + old_error_ms:
             self._offset_ms, self._error_ms, self._set_ms = offset_ms, error_ms, received_ms
 
+    @property
+    def is_set(self) -> bool:
+        """Whether there has been a reading."""
+        return self._error_ms < float("inf")
+
     def now_ms(self) -> float:
         """Redis's time now."""
-        assert self._error_ms < float("inf"), "no step has been made yet"
+        assert self.is_set, "no step has been made yet"
         return _monotonic_ms() + self._offset_ms
 
 

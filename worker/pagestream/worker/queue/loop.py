@@ -275,7 +275,7 @@ class QueueLoop:
 
     def _snapshot(self) -> str:
         """With a heartbeat: what it all looks like. The engine's part is as of the one before."""
-        if self._lease.beat_due_ms() > 0:
+        if self._lease.beat_due_ms() > 0 or not self._lease.knows_time:
             return ""
         if self._snapshots.wants_view:
             self._engine.send(Look())
