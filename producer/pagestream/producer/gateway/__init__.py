@@ -4,6 +4,7 @@
     chat, completions, responses, models, streams, health     one area of the interface each
     asking    what a request becomes: a job, with what headers and body say of it
     bodies    the requests' schemas
+    completion_form, response_form    what answers look like
     events    server-sent events of one reply stream
     waiting   an answer that is given up when the client hangs up
     queues    which queue a model, or a job, is on

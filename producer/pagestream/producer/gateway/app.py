@@ -15,10 +15,7 @@ from .api_keys import ApiKeys
 from .failures import add_handlers
 from .queues import Queues
 from .settings import GatewaySettings
-from .waiting import HungUp
-
-CLIENT_CLOSED_REQUEST = 499
-"""For the log alone: nobody reads it."""
+from .waiting import CLIENT_CLOSED_REQUEST, HungUp
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:

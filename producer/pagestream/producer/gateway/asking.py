@@ -14,11 +14,11 @@ import msgspec
 from fastapi import Depends, Header, Request
 
 from ..errors import InvalidRequest, UnsupportedParameter
-from ..job import AsyncJob
+from ..job import AsyncJob, JobStatus
 from ..keys import DEFAULT_TENANT
 from ..request import JobSpec
 from ..sampling import MAX_SEED, SamplingParams
-from .bodies import NEUTRAL, Body, Message, Part, Priority
+from .bodies import Body, Message, Part, Priority
 from .queues import Queues
 from .settings import GatewaySettings
 
@@ -86,9 +86,9 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         return f"{owner}{kind}{digest.hexdigest()}"
 
 
-async def created_s(job: AsyncJob) -> int:
+def accepted_s(status: JobStatus) -> int:
     """Return when a job was accepted, in Redis's seconds since 1970."""
-    return ((await job.status()).queued_ms or 0) // 1000
+    return (status.queued_ms or 0) // 1000
 
 
 def caller(
@@ -125,17 +125,10 @@ def check_neutral(body: Body) -> None:
     Raises:
         UnsupportedParameter: it names the field.
     """
-    for name in type(body).model_fields.keys() & NEUTRAL.keys():
+    for name, neutral in body.NEUTRAL.items():
         field = getattr(body, name)
-        if name in _SAMPLING or name in body_prompts(body) or field is None:
-            continue
-        if field not in NEUTRAL[name]:
+        if field is not None and field not in neutral:
             raise UnsupportedParameter(f"{name}={field!r} is not supported yet; leave it out")
-
-
-def body_prompts(body: Body) -> tuple[str, ...]:
-    """Fields of a body that are its question, whatever they mean elsewhere."""
-    return ("prompt",) if type(body).__name__ == "CompletionBody" else ()
 
 
 def sampling_of(body: Body, **more: Any) -> SamplingParams:

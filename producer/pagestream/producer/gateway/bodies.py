@@ -5,13 +5,14 @@ nothing; what is not known at all is refused too. Values are checked where jobs 
 This module knows no jobs.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Priority = Literal["high", "normal", "low"]
 Disconnect = Literal["cancel", "keep"]
 NotYet = Annotated[Any, Field(description="Not built yet: refused unless it changes nothing.")]
+Neutral = dict[str, tuple[object, ...]]
 Unused = Annotated[Any, Field(description="Taken, and not used.")]
 
 
@@ -19,6 +20,10 @@ class Body(BaseModel):
     """What every request may say of its job, beside what it asks the model."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    NEUTRAL: ClassVar[Neutral] = {"metadata": ({},)}
+    """What changes nothing, beside null, of the fields that are not built yet. Those that sampling
+    parameters have, too, are checked with them."""
 
     model: str = Field(description="A served model's name; `/v1/models` lists them.")
     priority: Priority | None = Field(None, description="Or the header `X-Priority`.")
@@ -71,6 +76,11 @@ class GenerationBody(Body):
     top_logprobs: NotYet = None
     response_format: NotYet = None
 
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
 
 class Part(BaseModel):
     """A part of a message; only text can be read."""
@@ -93,6 +103,19 @@ class Message(BaseModel):
 class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`."""
 
+    NEUTRAL: ClassVar[Neutral] = {
+        **Body.NEUTRAL,
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "reasoning_effort": (),
+        "web_search_options": (),
+    }
+
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     tools: NotYet = None
@@ -114,6 +137,8 @@ class ChatBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """`POST /v1/completions`."""
 
+    NEUTRAL: ClassVar[Neutral] = {**Body.NEUTRAL, "echo": (False,), "suffix": ("",)}
+
     prompt: str | list[str] | list[int] | list[list[int]]
     best_of: NotYet = None
     echo: NotYet = None
@@ -134,6 +159,20 @@ class InputItem(BaseModel):
 
 class ResponseBody(Body):
     """`POST /v1/responses`."""
+
+    NEUTRAL: ClassVar[Neutral] = {
+        **Body.NEUTRAL,
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "text": ({"format": {"type": "text"}}, {}),
+        "truncation": ("disabled",),
+        "previous_response_id": (),
+        "conversation": (),
+        "prompt": (),
+        "reasoning": ({}, {"effort": None, "summary": None}),
+        "include": ([],),
+        "max_tool_calls": (),
+    }
 
     input: str | list[InputItem]
     instructions: str | None = None
@@ -157,29 +196,3 @@ class ResponseBody(Body):
     stream_options: Unused = None
     prompt_cache_key: Unused = None
     safety_identifier: Unused = None
-
-
-NEUTRAL: dict[str, tuple[object, ...]] = {
-    "metadata": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": (),
-    "web_search_options": (),
-    "echo": (False,),
-    "suffix": ("",),
-    "text": ({"format": {"type": "text"}}, {}),
-    "truncation": ("disabled",),
-    "previous_response_id": (),
-    "conversation": (),
-    "prompt": (),
-    "reasoning": ({}, {"effort": None, "summary": None}),
-    "include": ([],),
-    "max_tool_calls": (),
-    "top_logprobs": (0,),
-}
-"""What changes nothing, beside null, of the fields that sampling parameters do not check."""

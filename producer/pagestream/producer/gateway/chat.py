@@ -10,12 +10,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from ..job import Chunk, Result
-from ..protocol import Usage
 from ..request import JobSpec
-from .asking import Asking, chat_of, created_s, sampling_of
+from .asking import Asking, accepted_s, chat_of, sampling_of
 from .bodies import ChatBody
-from .events import DONE, event_response
-from .waiting import first_answer, while_connected
+from .completion_form import CompletionForm, head_of, told_in_events, usage_of
+from .waiting import while_connected
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -26,64 +25,39 @@ async def create_chat_completion(request: Request, body: ChatBody, ask: Asking) 
     sampling = sampling_of(body, max_tokens=body.max_completion_tokens or body.max_tokens)
     question = JobSpec(messages=chat_of(body.messages), sampling=sampling)
     job = await ask.submit("chatcmpl-", body, question)
-    accepted_s = await created_s(job)
+    created_s = accepted_s(await job.status())
     if not body.stream:
         result = await while_connected(request, job.result())
-        return JSONResponse(_whole(result, body, accepted_s))
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    form = ChatEvents(job.id, body.model, accepted_s, with_usage, body.return_token_ids)
-    stream = job.stream()
-    first = await first_answer(stream, ask.settings.first_entry_wait)
-    return event_response(stream, form, first)
+        return JSONResponse(_whole(result, body, created_s))
+    form = ChatEvents(
+        *(job.id, body.model, created_s),
+        with_usage=body.wants_usage,
+        with_ids=body.return_token_ids,
+    )
+    return await told_in_events(job, form, ask.settings.first_entry_wait)
 
 
-class ChatEvents:
+class ChatEvents(CompletionForm):
     """A chat completion in events."""
 
-    done = DONE
-
-    def __init__(
-        self, job_id: str, model: str, created_s: int, with_usage: bool, with_ids: bool = False
-    ) -> None:
-        self._head: dict[str, Any] = {
-            "id": job_id,
-            "object": "chat.completion.chunk",
-            "created": created_s,
-            "model": model,
-        }
-        self._with_usage = with_usage
-        self._with_ids = with_ids
+    kind = "chat.completion.chunk"
 
     def opening(self) -> Iterator[dict[str, Any]]:
         """Say who speaks."""
-        yield self._event({"role": "assistant", "content": ""}, None, ())
+        yield self._delta({"role": "assistant", "content": ""}, None, ())
 
     def of(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """Say what is new, how it ended, and what it took."""
         if chunk.text or chunk.ids:
-            yield self._event({"content": chunk.text}, None, chunk.ids)
+            yield self._delta({"content": chunk.text}, None, chunk.ids)
         if chunk.finish_reason is not None:
-            yield self._event({}, chunk.finish_reason, ())
-        if chunk.usage is not None and self._with_usage:
-            yield {**self._head, "choices": [], "usage": usage_of(chunk.usage)}
+            yield self._delta({}, chunk.finish_reason, ())
+        yield from self.usage_event(chunk.usage)
 
-    def _event(
+    def _delta(
         self, delta: dict[str, Any], finish_reason: str | None, ids: tuple[int, ...]
     ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-        if self._with_ids:
-            choice["token_ids"] = ids
-        return {**self._head, "choices": [choice]}
-
-
-def usage_of(usage: Usage) -> dict[str, Any]:
-    """Return token counts as completions tell them."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
+        return self.event({"index": 0, "delta": delta, "finish_reason": finish_reason}, ids)
 
 
 def _whole(result: Result, body: ChatBody, created_s: int) -> dict[str, Any]:
@@ -97,10 +71,7 @@ def _whole(result: Result, body: ChatBody, created_s: int) -> dict[str, Any]:
     if body.return_token_ids:
         choice["token_ids"] = result.ids
     return {
-        "id": result.id,
-        "object": "chat.completion",
-        "created": created_s,
-        "model": body.model,
+        **head_of(result.id, "chat.completion", created_s, body.model),
         "choices": [choice],
         "usage": usage_of(result.usage),
     }

@@ -14,11 +14,10 @@ from ..errors import InvalidRequest, PagestreamError
 from ..job import AsyncJob, Chunk, Result
 from ..protocol import Usage
 from ..request import JobSpec
-from .asking import Asking, created_s, sampling_of
+from .asking import Asking, accepted_s, sampling_of
 from .bodies import CompletionBody
-from .chat import usage_of
-from .events import DONE, event_response
-from .waiting import first_answer, while_connected
+from .completion_form import CompletionForm, head_of, told_in_events, usage_of
+from .waiting import while_connected
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -39,33 +38,22 @@ async def create_completion(request: Request, body: CompletionBody, ask: Asking)
         return_exceptions=True,
     )
     jobs = await _all_or_none(outcomes)
-    accepted_s = await created_s(jobs[0])
+    created_s = accepted_s(await jobs[0].status())
     if not body.stream:
         results = await while_connected(request, _results(jobs))
-        return JSONResponse(_whole(results, body, accepted_s))
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    form = CompletionEvents(jobs[0].id, body.model, accepted_s, with_usage, body.return_token_ids)
-    stream = jobs[0].stream()
-    first = await first_answer(stream, ask.settings.first_entry_wait)
-    return event_response(stream, form, first)
+        return JSONResponse(_whole(results, body, created_s))
+    form = CompletionEvents(
+        *(jobs[0].id, body.model, created_s),
+        with_usage=body.wants_usage,
+        with_ids=body.return_token_ids,
+    )
+    return await told_in_events(jobs[0], form, ask.settings.first_entry_wait)
 
 
-class CompletionEvents:
+class CompletionEvents(CompletionForm):
     """A completion in events."""
 
-    done = DONE
-
-    def __init__(
-        self, job_id: str, model: str, created_s: int, with_usage: bool, with_ids: bool = False
-    ) -> None:
-        self._head: dict[str, Any] = {
-            "id": job_id,
-            "object": "text_completion",
-            "created": created_s,
-            "model": model,
-        }
-        self._with_usage = with_usage
-        self._with_ids = with_ids
+    kind = "text_completion"
 
     def opening(self) -> Iterator[dict[str, Any]]:
         """Nothing comes before the text."""
@@ -73,32 +61,25 @@ class CompletionEvents:
 
     def of(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """Say what is new, how it ended, and what it took."""
-        choice = _choice(0, chunk.text, chunk.finish_reason)
-        if self._with_ids:
-            choice["token_ids"] = chunk.ids
-        yield {**self._head, "choices": [choice]}
-        if chunk.usage is not None and self._with_usage:
-            yield {**self._head, "choices": [], "usage": usage_of(chunk.usage)}
+        yield self.event(_choice(0, chunk.text, chunk.finish_reason), chunk.ids)
+        yield from self.usage_event(chunk.usage)
 
 
 def _questions(body: CompletionBody) -> list[JobSpec]:
     sampling = sampling_of(body)
-    match body.prompt:
-        case str() as text:
-            return [JobSpec(prompt=text, sampling=sampling)]
-        case [int(), *_] as ids:
-            return [JobSpec(prompt_ids=ids, sampling=sampling)]  # pyright: ignore[reportArgumentType]
-        case []:
-            raise InvalidRequest("prompt is empty; give at least one token of input")
-        case many if len(many) > MAX_PROMPTS:
-            raise InvalidRequest(f"prompt holds {len(many)} prompts; at most {MAX_PROMPTS}")
-        case many:
-            return [
-                JobSpec(prompt=one, sampling=sampling)
-                if isinstance(one, str)
-                else JobSpec(prompt_ids=one, sampling=sampling)  # pyright: ignore[reportArgumentType]
-                for one in many
-            ]
+    prompts: Any = body.prompt
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        prompts = [prompts]
+    if not prompts:
+        raise InvalidRequest("prompt is empty; give at least one token of input")
+    if len(prompts) > MAX_PROMPTS:
+        raise InvalidRequest(f"prompt holds {len(prompts)} prompts; at most {MAX_PROMPTS}")
+    return [
+        JobSpec(prompt=one, sampling=sampling)
+        if isinstance(one, str)
+        else JobSpec(prompt_ids=one, sampling=sampling)
+        for one in prompts
+    ]
 
 
 async def _all_or_none(outcomes: Sequence[AsyncJob | BaseException]) -> list[AsyncJob]:
@@ -135,10 +116,7 @@ def _whole(results: Sequence[Result], body: CompletionBody, created_s: int) -> d
         cached_tokens=sum(one.usage.cached_tokens for one in results),
     )
     return {
-        "id": results[0].id,
-        "object": "text_completion",
-        "created": created_s,
-        "model": body.model,
+        **head_of(results[0].id, "text_completion", created_s, body.model),
         "choices": choices,
         "usage": usage_of(usage),
     }

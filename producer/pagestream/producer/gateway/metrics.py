@@ -20,6 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..queue_metrics import QueueCollector
+from .waiting import CLIENT_CLOSED_REQUEST
 
 SECONDS = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0),
@@ -28,8 +29,6 @@ SECONDS = (
 METHODS = {"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"}
 ELSE = "other"
 """Stands for routes and methods that the gateway does not know: anybody can invent those."""
-CLIENT_GONE = "499"
-"""Status of a request whose client left before it was answered."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -98,7 +97,8 @@ class CountRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began_s, started_s, status = time.monotonic(), 0.0, CLIENT_GONE
+        began_s, started_s = time.monotonic(), 0.0
+        status = str(CLIENT_CLOSED_REQUEST)
 
         async def watch(message: Message) -> None:
             nonlocal started_s, status

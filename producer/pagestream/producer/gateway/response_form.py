@@ -14,6 +14,7 @@ import msgspec
 from ..errors import JobFailed
 from ..job import Chunk, JobStatus
 from ..protocol import Payload, Usage
+from .asking import accepted_s
 from .bodies import ResponseBody
 
 
@@ -50,7 +51,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             id=job_id,
             model=model,
-            created_s=(status.queued_ms or 0) // 1000,
+            created_s=accepted_s(status),
             temperature=payload.sampling.temperature,
             top_p=payload.sampling.top_p,
             max_output_tokens=payload.sampling.max_tokens,

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from ..errors import JobFailed
 from ..job import AsyncJob, JobStatus, Result
 from ..request import JobSpec
-from .asking import Asking, Caller, created_s, sampling_of, text_of
+from .asking import Asking, Caller, accepted_s, sampling_of, text_of
 from .bodies import ResponseBody
 from .events import event_response
 from .response_form import ResponseEvents, Told, response_object
@@ -33,7 +33,7 @@ async def create_response(request: Request, body: ResponseBody, ask: Asking) -> 
         messages=_messages(body), sampling=sampling_of(body, max_tokens=body.max_output_tokens)
     )
     job = await ask.submit("resp_", body, question, keep=bool(body.background))
-    told = Told.of_body(job.id, body, await created_s(job))
+    told = Told.of_body(job.id, body, accepted_s(await job.status()))
     if body.stream:
         return await _events(ask, job, told, after=None)
     if body.background:
@@ -53,7 +53,7 @@ async def retrieve_response(
 ) -> Response:
     """Return a response as it is now; or its events, from the first or behind one."""
     job, status, model = await ask.queues.find(response_id, ask.tenant)
-    told = Told.of_payload(job.id, await ask.queues.payload(model, job.id), model, status)
+    told = await _told(ask, job, status, model)
     if stream:
         return await _events(ask, job, told, after=starting_after)
     return JSONResponse(await _now(job, status, told))
@@ -65,7 +65,7 @@ async def cancel_response(response_id: str, ask: Asking) -> Response:
     job, _, model = await ask.queues.find(response_id, ask.tenant)
     outcome = await job.cancel()
     status = await job.status()
-    told = Told.of_payload(job.id, await ask.queues.payload(model, job.id), model, status)
+    told = await _told(ask, job, status, model)
     if outcome == "cancelling":  # over in a step
         return JSONResponse(response_object(told, "cancelled"))
     return JSONResponse(await _now(job, status, told))
@@ -89,6 +89,11 @@ def _messages(body: ResponseBody) -> list[dict[str, Any]]:
         role = "system" if item.role == "developer" else item.role
         messages.append({"role": role, "content": text_of(item.content)})
     return messages
+
+
+async def _told(ask: Caller, job: AsyncJob, status: JobStatus, model: str) -> Told:
+    payload = await ask.queues.payload(model, job.id)
+    return Told.of_payload(job.id, payload, model, status)
 
 
 async def _events(ask: Caller, job: AsyncJob, told: Told, after: int | None) -> Response:

@@ -9,11 +9,10 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 
 from ..errors import InvalidRequest
-from .asking import Asking
+from .asking import Asking, accepted_s
 from .chat import ChatEvents
+from .completion_form import told_in_events
 from .completions import CompletionEvents
-from .events import event_response
-from .waiting import first_answer
 
 router = APIRouter(prefix="/v1/streams", tags=["pagestream"])
 
@@ -32,8 +31,6 @@ async def resume_stream(
             f"{job_id} is a response: GET /v1/responses/{job_id}?stream=true&starting_after=N"
         )
     after = from_ or last_event_id
-    stream = job.stream(after)
-    first = await first_answer(stream, ask.settings.first_entry_wait)
     form = ChatEvents if "chatcmpl-" in job_id else CompletionEvents
-    events = form(job_id, model, (status.queued_ms or 0) // 1000, with_usage=True)
-    return event_response(stream, events, first, resumed=after is not None)
+    events = form(job_id, model, accepted_s(status), with_usage=True)
+    return await told_in_events(job, events, ask.settings.first_entry_wait, after)

@@ -14,6 +14,10 @@ from ..job import Chunk, TokenStream
 T = TypeVar("T")
 
 
+CLIENT_CLOSED_REQUEST = 499
+"""Status of a request whose client left before it was answered: for counts alone."""
+
+
 class HungUp(Exception):
     """The client has closed the connection: nobody waits for the answer."""
 
