@@ -96,9 +96,8 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request behind those that wait; it must fit into the pool when it is alone."""
-        most_tokens = len(request.prompt_ids) + request.sampling.max_tokens
-        assert self._pool.blocks_for(most_tokens) <= self._pool.num_usable, (
-            f"{request.request_id} may reach {most_tokens} tokens, more than the cache holds"
+        assert self._pool.blocks_for(request.max_tokens) <= self._pool.num_usable, (
+            f"{request.request_id} may reach {request.max_tokens} tokens, more than the cache holds"
         )
         assert request.request_id not in self._requests, f"{request.request_id} is here already"
         self._requests[request.request_id] = request

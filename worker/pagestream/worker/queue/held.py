@@ -37,10 +37,6 @@ class Held:
     def __contains__(self, job_id: object) -> bool:
         return job_id in self._jobs
 
-    def get(self, job_id: str) -> Job | None:
-        """Return the job of this id, whatever has become of it."""
-        return self._jobs.get(job_id)
-
     def active(self, job_id: str) -> Job | None:
         """Return the job of this id, if it has neither ended here nor goes back."""
         job = self._jobs.get(job_id)
@@ -67,7 +63,7 @@ class Held:
 
     # ---- in and out
 
-    def add(self, claim: Claim, now_s: float, now_ms: int, *, took_a_place: bool) -> Job:
+    def add(self, claim: Claim, now_s: float, now_ms: int, *, took_a_place: bool) -> None:
         """Hold a claim from here on; arguments as `Job` has them."""
         self.drop(claim.job_id)  # deleted, and submitted again
         self._claims += 1
@@ -76,11 +72,10 @@ class Held:
         self._jobs[claim.job_id] = job
         for observer in self._observers:
             observer.claimed(job)
-        return job
 
     def run(self, job: Job) -> None:
         """Ask the engine to run a job from where its token log ends."""
-        if not self.sent():
+        if not any(job.is_sent for job in self):
             self._engine.heard()  # it had nothing to say
         job.is_sent = True
         self._engine.send(job.add())
