@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
-from .calls import mask_password
+from .calls import unavailable
 from .connection import connect
-from .errors import InvalidRequest, JobNotFound, QueueUnavailable, WorkerNotFound
+from .errors import InvalidRequest, JobNotFound, WorkerNotFound
 from .keys import LANES, QUEUES, Keys, check_name
 from .lua import Script
 
@@ -317,7 +317,7 @@ class Admin:
         try:
             yield
         except RedisError as error:
-            raise QueueUnavailable(f"Redis at {mask_password(self._url)}: {error}") from error
+            raise unavailable(self._url, error) from error
 
 
 def _read_letter(letter_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:

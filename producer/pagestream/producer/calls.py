@@ -47,6 +47,11 @@ def mask_password(url: str) -> str:
     return re.sub(r"([?&]password=)[^&]*", r"\1***", masked)
 
 
+def unavailable(url: str, error: Exception) -> QueueUnavailable:
+    """Return what a command that failed means to a caller who does not repeat it."""
+    return QueueUnavailable(f"Redis at {mask_password(url)}: {error}")
+
+
 class Calls:
     """Repeats commands on one client until they succeed or `timeout_ms` has passed."""
 

@@ -10,9 +10,8 @@ from typing import Any, Literal
 import msgspec
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from .calls import mask_password
+from .calls import unavailable
 from .connection import connect
-from .errors import QueueUnavailable
 from .keys import QUEUES, Keys
 
 TIMEOUT_S = 5.0
@@ -49,7 +48,7 @@ def examine(url: str, clock: Callable[[], float]) -> list[Finding]:
     try:
         redis.ping()
     except RedisError as error:
-        raise QueueUnavailable(f"Redis at {mask_password(url)}: {error}") from error
+        raise unavailable(url, error) from error
     try:
         info = _ask(lambda: redis.info())
         settings = _ask(lambda: redis.config_get("*"))

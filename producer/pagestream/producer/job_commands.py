@@ -58,26 +58,26 @@ def tail(
     job_id: JobId, redis_url: RedisUrl = None, queue: Queue = None, after: After = None
 ) -> None:
     """Print a job's text from its beginning and go on as it comes; Ctrl-C leaves the job alone."""
-    with errors_as_sentences():
-        url = redis_url or default_url()
-        with Admin(url) as admin:
-            name = one_queue(admin, queue)
-        with Client(url, queue=name, timeout_ms=TIMEOUT_MS) as client:
-            for chunk in client.job(job_id).stream(after=after):
-                sys.stdout.write(chunk.text)
-                sys.stdout.flush()
+    with errors_as_sentences(), _client(redis_url, queue) as client:
+        for chunk in client.job(job_id).stream(after=after):
+            sys.stdout.write(chunk.text)
+            sys.stdout.flush()
         sys.stdout.write("\n")
 
 
 def cancel(job_ids: JobIds, redis_url: RedisUrl = None, queue: Queue = None) -> None:
     """Cancel jobs: one that waits is over at once, one that runs within a step."""
-    with errors_as_sentences():
-        url = redis_url or default_url()
-        with Admin(url) as admin:
-            name = one_queue(admin, queue)
-        with Client(url, queue=name, timeout_ms=TIMEOUT_MS) as client:
-            for job_id in job_ids:
-                typer.echo(f"{job_id}: {client.job(job_id).cancel()}")
+    with errors_as_sentences(), _client(redis_url, queue) as client:
+        for job_id in job_ids:
+            typer.echo(f"{job_id}: {client.job(job_id).cancel()}")
+
+
+def _client(redis_url: str | None, queue: str | None) -> Client:
+    """A client of the queue that is named, or of the only one."""
+    url = redis_url or default_url()
+    with Admin(url) as admin:
+        name = one_queue(admin, queue)
+    return Client(url, queue=name, timeout_ms=TIMEOUT_MS)
 
 
 def register(app: typer.Typer) -> None:

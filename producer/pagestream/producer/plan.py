@@ -20,6 +20,7 @@ from .errors import InvalidRequest
 
 GB = 1e9
 BLOCK_TOKENS = 16
+DEFAULT_LENGTHS_TOKENS = (512, 2048, 8192)
 DTYPE_BYTES = {
     "float32": 4.0,
     "float16": 2.0,
@@ -135,7 +136,7 @@ def plan(
     weight_bytes: float = 2.0,
     kv_bytes: float = 2.0,
     overhead_gb: float = 2.0,
-    lengths_tokens: Sequence[int] = (512, 2048, 8192),
+    lengths_tokens: Sequence[int] = DEFAULT_LENGTHS_TOKENS,
 ) -> Plan:
     """Say what fits.
 

@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .admin_commands import AsJson
 from .commands import errors_as_sentences
 from .errors import InvalidRequest
-from .plan import DTYPE_BYTES, GPUS, Gpu, Plan, Shape, plan
+from .plan import DEFAULT_LENGTHS_TOKENS, DTYPE_BYTES, GPUS, Gpu, Plan, Shape, plan
 
 Model = Annotated[
     str | None,
@@ -38,9 +39,6 @@ Lengths = Annotated[
     list[int] | None,
     typer.Option("--length", help="Tokens of a request, prompt and output; may be repeated."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-DEFAULT_LENGTHS = (512, 2048, 8192)
 
 
 def plan_command(
@@ -69,7 +67,7 @@ def plan_command(
             weight_bytes=_bytes_of("dtype", dtype),
             kv_bytes=_bytes_of("kv-dtype", kv_dtype),
             overhead_gb=overhead,
-            lengths_tokens=length or DEFAULT_LENGTHS,
+            lengths_tokens=length or DEFAULT_LENGTHS_TOKENS,
         )
     if json:
         sys.stdout.write(msgspec.json.encode(planned).decode() + "\n")

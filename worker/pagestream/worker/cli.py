@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pagestream.producer.commands import LogFormat
 from pagestream.producer.embedded import EmbeddedRedis, default_directory
 from pagestream.producer.errors import PagestreamError
 from pagestream.producer.logs import log_to_stderr
@@ -93,9 +94,6 @@ Deterministic = Annotated[
         "--deterministic/--no-deterministic",
         help="A request's tokens do not depend on the batch it runs in.",
     ),
-]
-LogFormat = Annotated[
-    str | None, typer.Option(help="pretty, or json: one object a line. [default: pretty]")
 ]
 LogJobs = Annotated[
     bool | None, typer.Option("--log-jobs/--no-log-jobs", help="Log each job's claim and end.")

@@ -1,19 +1,19 @@
-"""The worker's settings, from flags and from `PAGESTREAM_…` variables; a flag wins over a variable.
+"""The worker's settings.
 
 This module checks values one by one; what depends on the model or the machine is checked where it
 is known. It builds the engine's `EngineConfig` and knows nothing of how the settings are used.
 """
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pagestream.producer.errors import InvalidRequest
 from pagestream.producer.keys import CRASH_CAP, HEARTBEAT_TTL_MS, check_name
 from pagestream.producer.logs import LogFormat
+from pagestream.producer.settings import read
 
 from .config import EngineConfig
 from .errors import ConfigError
@@ -97,12 +97,4 @@ def read_settings(**flags: Any) -> WorkerSettings:
     Raises:
         ConfigError: a value is missing or out of range; the message names the flag.
     """
-    try:
-        return WorkerSettings(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as error:
-        raise ConfigError("; ".join(_sentence(dict(line)) for line in error.errors())) from error
-
-
-def _sentence(line: dict[str, Any]) -> str:
-    name = re.sub("_", "-", str(line["loc"][0])) if line["loc"] else "settings"
-    return f"--{name}: {line['msg']} (got {line['input']!r})"
+    return read(WorkerSettings, flags, error=ConfigError)

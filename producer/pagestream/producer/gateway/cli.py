@@ -7,15 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ..commands import errors_as_sentences
+from ..commands import LogFormat, RedisUrl, errors_as_sentences
 from ..logs import log_to_stderr
 
 DRAIN_S = 10
 """Seconds that open answers get to end after SIGTERM; what is cut goes on at another gateway."""
 
-RedisUrl = Annotated[
-    str | None, typer.Option(help="redis://, rediss://, unix:// or redis+sentinel:// URL.")
-]
 Host = Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on. [default: 8000]")]
 Keys = Annotated[
@@ -34,9 +31,6 @@ Limit = Annotated[
     int | None,
     typer.Option(help="Unfinished jobs of a tenant on a queue before 429. [default: 10000]"),
 ]
-Format = Annotated[
-    str | None, typer.Option(help="pretty, or json: one object a line. [default: pretty]")
-]
 
 
 def gateway(
@@ -47,7 +41,7 @@ def gateway(
     disconnect_grace: Grace = None,
     first_entry_wait: Wait = None,
     queue_limit: Limit = None,
-    log_format: Format = None,
+    log_format: LogFormat = None,
 ) -> None:
     """Serve OpenAI's HTTP API over the queues of one Redis."""
     import uvicorn

@@ -1,4 +1,4 @@
-"""The gateway's settings, from flags and from `PAGESTREAM_…` variables; a flag wins.
+"""The gateway's settings.
 
 This module checks values one by one and knows nothing of how they are used.
 """
@@ -6,12 +6,13 @@ This module checks values one by one and knows nothing of how they are used.
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..embedded import default_url
 from ..errors import InvalidRequest
 from ..logs import LogFormat
+from ..settings import read
 
 
 class GatewaySettings(BaseSettings):
@@ -39,14 +40,4 @@ def read_settings(**flags: Any) -> GatewaySettings:
     Raises:
         InvalidRequest: a value is out of range; the message names the flag.
     """
-    try:
-        given = {name: value for name, value in flags.items() if value is not None}
-        return GatewaySettings(**given)
-    except ValidationError as error:
-        lines = [dict(line) for line in error.errors()]
-        raise InvalidRequest("; ".join(map(_sentence, lines))) from error
-
-
-def _sentence(line: dict[str, Any]) -> str:
-    name = str(line["loc"][0]).replace("_", "-") if line["loc"] else "settings"
-    return f"--{name}: {line['msg']} (got {line['input']!r})"
+    return read(GatewaySettings, flags, error=InvalidRequest)

@@ -8,9 +8,8 @@ from typing import Any, Self, TypeVar
 
 from redis.exceptions import RedisError
 
-from ..calls import mask_password
+from ..calls import unavailable
 from ..connection import connect, connect_async
-from ..errors import QueueUnavailable
 from .reads import Reads, read_queue, read_queues, read_timeline
 from .structs import QueueLive, Timeline
 
@@ -145,8 +144,3 @@ class AsyncLive:
             for command in commands:
                 pipeline.execute_command(*command)
             return await pipeline.execute(raise_on_error=False)
-
-
-def unavailable(url: str, error: RedisError) -> QueueUnavailable:
-    """Return what a failure of Redis means to a caller."""
-    return QueueUnavailable(f"Redis at {mask_password(url)}: {error}")
