@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from redis.asyncio import Redis
 from rich.console import Console, Group, RenderableType
@@ -105,7 +106,8 @@ async def follow(client: AsyncClient, request: Request, max_tokens: int, plain: 
 async def watch(board: Board, url: str, queue: str) -> None:
     """Read the workers' heartbeats until cancelled, for the use of the KV cache."""
     keys = Keys(queue)
-    async with Redis.from_url(url, decode_responses=True) as redis:
+    async with Redis.from_url(url, decode_responses=True) as connection:
+        redis: Any = connection  # redis-py 5 declares answers of both kinds
         while True:
             for worker, info in (await redis.hgetall(keys.model)).items():
                 beat = await redis.get(keys.heartbeat(str(worker)))

@@ -60,13 +60,18 @@ class Calls:
         self._address = mask_password(url)
         self._timeout_ms = timeout_ms
 
-    async def command(self, *words: str | int) -> Any:
+    async def command(self, *words: str | int | bytes) -> Any:
         """Send one command.
 
         Raises:
             QueueUnavailable: no answer in time, or the server refuses it.
         """
         return await self.run(lambda: self.client.execute_command(*words))
+
+    async def now_ms(self) -> int:
+        """Return what time it is on the server, in ms since 1970; raises as `command`."""
+        seconds, micros = await self.command("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
 
     async def run(self, command: Callable[[], Awaitable[T]], *, job_id: str | None = None) -> T:
         """Run something that may be repeated; `job_id` names the job that it submits.

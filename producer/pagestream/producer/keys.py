@@ -13,6 +13,9 @@ from .errors import InvalidRequest
 QUEUES = "ps:queues"
 """Set of every queue's name; outside any hash tag."""
 
+FILE_RETENTION_MS = 7 * 24 * 3_600_000
+"""How long a file of a batch, and the record of a batch that has ended, stay readable: a week."""
+
 GROUP = "workers"
 """The one consumer group of each job stream, made at id 0 so that no early job is skipped."""
 
@@ -165,3 +168,41 @@ class Keys:
     def step(self, worker: str) -> str:
         """String: `<incarnation>:<number>` of the last step of this worker that Redis applied."""
         return f"{self.prefix}step:{worker}"
+
+
+class Around:
+    """The keys of what goes on around the queues: files, batches, and the clock they run by.
+
+    They share the hash tag `{ps}`, which no queue has.
+    """
+
+    PREFIX = "{ps}:"
+
+    DUE = "{ps}:due"
+    """Sorted set: `<kind>:<id>` of everything a jobs process has to do; score = when, in ms."""
+
+    ARQ = "{ps}:arq"
+    """Sorted set: arq's queue."""
+
+    @staticmethod
+    def file(file_id: str) -> str:
+        """Hash: `about` (JSON), and the content in pieces `0`, `1`, …; gone after its retention."""
+        return f"{{ps}}:file:{file_id}"
+
+    @staticmethod
+    def files(tenant: str) -> str:
+        """Sorted set: a tenant's files, by when they came."""
+        return f"{{ps}}:files:{tenant}"
+
+    @staticmethod
+    def batch(batch_id: str) -> str:
+        """Hash: `about` (JSON), the status, and when it was reached.
+
+        Two hashes beside it, `…:output` and `…:errors`, hold answers by line until they are files.
+        """
+        return f"{{ps}}:batch:{batch_id}"
+
+    @staticmethod
+    def batches(tenant: str) -> str:
+        """Sorted set: a tenant's batches, by when they came."""
+        return f"{{ps}}:batches:{tenant}"

@@ -29,6 +29,9 @@ PARTS = {
     "leave": ("_shared", "_crash", "_recover", "leave"),
     "retry": ("_shared", "retry"),
     "drain": ("_shared", "drain"),
+    "due": ("due",),
+    "batch_move": ("batch_move",),
+    "batch_record": ("batch_record",),
 }
 """Script -> the files of `scripts/` that make it, in order."""
 
@@ -39,8 +42,9 @@ class Script:
     """One script, called with `script(redis, key, *args)` or `await script.run(redis, key, *args)`.
 
     `key` is any key of the queue: it chooses the Cluster slot, and the script takes the queue's
-    prefix from it. Errors are redis-py's; a `ResponseError` that begins with `INVALID` names an
-    argument the script refuses, with nothing written.
+    prefix from it; a script around the queues is told its key. Errors are redis-py's; a
+    `ResponseError` that begins with `INVALID` names an argument the script refuses, with nothing
+    written.
     """
 
     def __init__(self, name: str) -> None:

@@ -108,7 +108,8 @@ class _AsyncSentinel(redis.asyncio.sentinel.Sentinel):
             return await parent.discover_master(service_name)
         finally:
             for one in self.sentinels:
-                await one.connection_pool.disconnect(inuse_connections=False)
+                pool: Any = one.connection_pool  # redis-py 5 declares the synchronous kind
+                await pool.disconnect(inuse_connections=False)
 
 
 def _address(text: str) -> tuple[str, int]:

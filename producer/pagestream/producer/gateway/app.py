@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.requests import Request
 from fastapi.responses import Response
 
-from . import chat, completions, health, metrics, models, responses, streams
+from . import batches, chat, completions, files, health, metrics, models, responses, streams
 from .api_keys import ApiKeys
 from .failures import add_handlers
 from .queues import Queues
@@ -41,7 +41,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.add_middleware(metrics.CountRequests, metrics=app.state.metrics)
     add_handlers(app)
     app.add_exception_handler(HungUp, _hung_up)
-    for area in (chat, completions, responses, models, streams, health, metrics):
+    for area in (chat, completions, responses, models, streams, files, batches, health, metrics):
         app.include_router(area.router)
     return app
 

@@ -7,6 +7,9 @@ on any gateway. This module knows no HTTP.
 import asyncio
 from collections.abc import Sequence
 
+from ..batch.batches import BatchStore
+from ..batch.due import Due
+from ..batch.files import FileStore
 from ..calls import Calls
 from ..client import AsyncClient
 from ..connection import connect_async
@@ -27,6 +30,9 @@ class Queues:
         self._redis = connect_async(redis_url, client_name="pagestream-gateway")
         self._calls = Calls(self._redis, redis_url, _TIMEOUT_MS)
         self._clients: dict[str, AsyncClient] = {}
+        self.files = FileStore(self._calls)
+        self.batches = BatchStore(self._calls)
+        self.due = Due(self._calls)
 
     async def ping(self) -> None:
         """Raises: QueueUnavailable: Redis does not answer."""

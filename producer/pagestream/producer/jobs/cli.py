@@ -1,0 +1,62 @@
+"""The command `pagestream jobs`. Flags and their help only."""
+
+import asyncio
+import logging
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..commands import LogFormat, RedisUrl, errors_as_sentences
+from ..logs import log_to_stderr
+
+if TYPE_CHECKING:
+    from .settings import JobsSettings
+
+InFlight = Annotated[
+    int | None,
+    typer.Option(help="Lines of batches that wait for their answers at a time. [default: 512]"),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Unfinished jobs of a tenant on a queue before lines wait. [default: 10000]"),
+]
+
+
+def jobs(
+    redis_url: RedisUrl = None,
+    batch_in_flight: InFlight = None,
+    queue_limit: Limit = None,
+    log_format: LogFormat = None,
+) -> None:
+    """Run batches, and whatever else is due some time, over the queues of one Redis."""
+    from .settings import read_settings
+
+    with errors_as_sentences():
+        settings = read_settings(
+            redis_url=redis_url,
+            batch_in_flight=batch_in_flight,
+            queue_limit=queue_limit,
+            log_format=log_format,
+        )
+        log_to_stderr(settings.log_format)
+        # arq logs what functions are called with: prompts do not belong into a log.
+        logging.getLogger("arq").setLevel(logging.WARNING)
+        asyncio.run(_until_told_to_stop(settings))
+
+
+async def _until_told_to_stop(settings: "JobsSettings") -> None:
+    from .process import jobs_process
+
+    async with jobs_process(settings) as process:
+        working = asyncio.create_task(process.run())
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(signum, working.cancel)
+        await asyncio.gather(working, return_exceptions=True)
+        if not working.cancelled():
+            working.result()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(jobs)

@@ -1,0 +1,37 @@
+"""The settings of a jobs process.
+
+This module checks values one by one and knows nothing of how they are used.
+"""
+
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ..embedded import default_url
+from ..errors import InvalidRequest
+from ..logs import LogFormat
+from ..settings import read
+
+
+class JobsSettings(BaseSettings):
+    """Everything a jobs process can be told; each field is a flag and a variable of that name."""
+
+    model_config = SettingsConfigDict(env_prefix="PAGESTREAM_", extra="ignore", frozen=True)
+
+    redis_url: str = Field(default_factory=default_url)
+    batch_in_flight: int = Field(default=512, ge=1, le=16_384)
+    """Lines of batches that wait for their answers at a time."""
+    queue_limit: int = Field(default=10_000, ge=1)
+    """Unfinished jobs a tenant may have on a queue; lines beyond it wait."""
+    health_port: int | None = Field(default=None, ge=1, le=65535)
+    log_format: LogFormat = "pretty"
+
+
+def read_settings(**flags: Any) -> JobsSettings:
+    """Return the settings: flags that are not None, then variables, then defaults.
+
+    Raises:
+        InvalidRequest: a value is out of range; the message names the flag.
+    """
+    return read(JobsSettings, flags, error=InvalidRequest)
