@@ -33,6 +33,10 @@ demo: $(VENV)/.run ## Redis, a worker and a producer on this machine; tokens as 
 test: $(VENV)/.dev lint ## Lint, types and every quick test
 	$(BIN)/pytest -m "not slow $(NOT_HERE)" $(PYTEST_ARGS)
 
+test-redis-8: $(VENV)-redis-8/.dev ## The client's tests on redis-py 8: arq holds the others to 5
+	$(VENV)-redis-8/bin/pytest tests/producer --ignore tests/producer/gateway \
+	  --ignore tests/producer/test_cli.py -m "not slow" $(PYTEST_ARGS)
+
 test-all: $(VENV)/.dev lint ## The slow tests too
 	$(BIN)/pytest -m "(slow or not slow) $(NOT_HERE)" $(PYTEST_ARGS)
 
@@ -55,7 +59,7 @@ build: $(VENV)/.dev ## Wheel and sdist in dist/
 	$(BIN)/python -m hatchling build
 
 clean: ## Remove the environment, caches and build output
-	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-redis-8 dist .pytest_cache .ruff_cache .hypothesis
 	find producer worker kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environment: each stamp is one finished installation, made again when its inputs change
@@ -83,4 +87,15 @@ $(VENV)/.dev: $(VENV)/.run
 	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
-.PHONY: help demo test test-all soak chaos lint format build clean
+# The light client beside a server and its tests: no torch, no arq.
+$(VENV)-redis-8/.dev: pyproject.toml constraints.txt
+	@echo 'Installing the client with redis-py 8 ...'
+	@$(PYTHON) -m venv $(VENV)-redis-8
+	@sed -E 's/^redis==.*/redis==8.1.0/; /^(torch|triton|arq)==/d' constraints.txt > $(VENV)-redis-8/constraints.txt
+	@$(if $(UV),$(UV) pip install --python $(VENV)-redis-8/bin/python,\
+	  $(VENV)-redis-8/bin/python -m pip install --disable-pip-version-check) \
+	  -c $(VENV)-redis-8/constraints.txt -e '.[gateway,embedded]' \
+	  pytest pytest-asyncio pytest-timeout hypothesis httpx2 openai pyyaml tokenizers
+	@touch $@
+
+.PHONY: help demo test test-redis-8 test-all soak chaos lint format build clean

@@ -57,6 +57,7 @@ ROOMS = (
     Room("pagestream.producer.plan_command", ("plan",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.tenant_commands", ("tenants",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.gateway.cli", ("gateway",), _GATEWAY_NEEDS, "gateway"),
+    Room("pagestream.producer.jobs.batch_command", ("batch",), _GATEWAY_NEEDS, "gateway"),
     Room("pagestream.producer.jobs.cli", ("jobs",), (*_GATEWAY_NEEDS, "arq"), "jobs"),
     Room("pagestream.worker.cli", ("worker", "up"), _WORKER_NEEDS, "worker"),
     Room("pagestream.worker.bench.cli", ("bench",), _WORKER_NEEDS, "bench"),

@@ -1,0 +1,119 @@
+"""`pagestream batch`: files in, files out, and on after an interrupt."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from stub_worker import answer
+
+from pagestream.producer.keys import Around
+
+
+@pytest.fixture(autouse=True)
+def no_rest(redis_client):
+    yield
+    for key in redis_client.scan_iter(match=f"{Around.PREFIX}*", count=1000):
+        redis_client.delete(key)
+
+
+@pytest.fixture
+def asked(tmp_path, queue_name):
+    """A function: writes a file of so many requests, and returns its path."""
+
+    def write(count: int, **body: object):
+        path = tmp_path / "in.jsonl"
+        with path.open("w") as out:
+            for n in range(count):
+                request = {
+                    "model": queue_name,
+                    "prompt": f"{n}",
+                    "max_tokens": 4,
+                    "seed": n,
+                    **body,
+                }
+                line = {"custom_id": f"{n}", "method": "POST", "url": "/v1/completions"}
+                out.write(json.dumps({**line, "body": request}) + "\n")
+        return path
+
+    return write
+
+
+def command(redis_url, *words: object) -> list[str]:
+    module = "pagestream.producer.cli"
+    return [sys.executable, "-m", module, "batch", *map(str, words), "--redis-url", redis_url]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60)
+
+
+def test_a_file_is_answered(worker, redis_url, redis_client, asked, tmp_path):
+    out = tmp_path / "out.jsonl"
+    done = run(redis_url, asked(150), out)
+    assert (done.returncode, done.stderr) == (0, f"150 answers: {out}\n")
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["custom_id"] for line in lines] == [f"{n}" for n in range(150)]
+    texts = [line["response"]["body"]["choices"][0]["text"] for line in lines]
+    assert texts == [answer(n, 4)[1] for n in range(150)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+    # Again is the same batch: nothing runs.
+    keys = set(redis_client.scan_iter(match="*"))
+    assert run(redis_url, asked(150), out).returncode == 0
+    assert set(redis_client.scan_iter(match="*")) == keys
+
+
+def test_what_fails_stands_beside(worker, redis_url, asked, tmp_path):
+    done = run(redis_url, asked(3, prompt="fail"), tmp_path / "out.jsonl")
+    errors = tmp_path / "out.errors.jsonl"
+    assert (done.returncode, done.stderr) == (1, f"3 errors: {errors}\n")
+    assert len(errors.read_text().splitlines()) == 3
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_it_goes_on_after_a_kill(worker, redis_url, redis_client, asked, tmp_path):
+    out = tmp_path / "out.jsonl"
+    words = (redis_url, asked(300), out, "--in-flight", 10)
+    first = subprocess.Popen(command(*words), stderr=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 30
+    while sum(map(redis_client.hlen, redis_client.scan_iter(match="*:output"))) < 30:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait(10)
+    (kept,) = redis_client.scan_iter(match="*:output")
+    before = redis_client.hgetall(kept)
+    assert 30 <= len(before) < 300
+    assert run(*words).returncode == 0
+    lines = out.read_bytes().splitlines()
+    assert len(lines) == 300
+    assert set(before.values()) <= set(lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "the first line of"),
+        ("", "the first line of"),
+        ('{"url": "/v1/none"}', "url='/v1/none' is not one of"),
+        ('{"url": "/v1/completions"}', "line 1: the line is no request"),
+    ],
+)
+def test_a_file_that_is_none(redis_url, tmp_path, content, said):
+    path = tmp_path / "in.jsonl"
+    path.write_text(content)
+    done = run(redis_url, path, tmp_path / "out.jsonl")
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_paths_that_are_none(redis_url, tmp_path, asked):
+    done = run(redis_url, tmp_path / "none", tmp_path / "out.jsonl")
+    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path / 'none'} is not a file\n")
+    done = run(redis_url, asked(1), tmp_path / "none" / "out.jsonl")
+    assert done.returncode == 2
+    assert "is not a folder" in done.stderr
