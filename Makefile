@@ -43,6 +43,9 @@ test-all: $(VENV)/.dev lint ## The slow tests too
 soak: $(VENV)/.dev ## Ten thousand jobs of every fate come and go; memory and keys before and after
 	$(BIN)/pytest -q -s -m slow tests/end_to_end/test_soak.py $(PYTEST_ARGS)
 
+batch: $(VENV)/.dev ## A batch of 50,000 lines on the demo model, through ten kills; time and memory
+	$(BIN)/pytest -q -s -m slow tests/end_to_end/test_batch_volume.py $(PYTEST_ARGS)
+
 chaos: $(VENV)/.dev ## The chaos suite: every fault again and again, 20 minutes at most
 	$(BIN)/pytest tests/chaos -m "slow or not slow" -s $(PYTEST_ARGS)
 
@@ -98,4 +101,4 @@ $(VENV)-redis-8/.dev: pyproject.toml constraints.txt
 	  pytest pytest-asyncio pytest-timeout hypothesis httpx2 openai pyyaml tokenizers
 	@touch $@
 
-.PHONY: help demo test test-redis-8 test-all soak chaos lint format build clean
+.PHONY: help demo test test-redis-8 test-all soak batch chaos lint format build clean
