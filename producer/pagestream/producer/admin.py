@@ -5,6 +5,7 @@ job is one of the scripts. This module knows no terminal and no running worker's
 """
 
 import itertools
+import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,8 +22,10 @@ from .lua import Script
 TIMEOUT_S = 5.0
 RETRIES = 3
 
-PAGE = 1_000
-"""Entries read in one call."""
+PAGE = 100
+"""Dead letters read in one call: they hold prompts, which may be long."""
+
+_LETTER = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,17 +249,19 @@ class Admin:
 
     # Dead letters -------------------------------------------------------------------------------
 
-    def letters(self, queue: str) -> Iterator[DeadLetter]:
-        """Yield a queue's dead letters, oldest first."""
-        key, after = Keys(check_name("queue", queue)).dead, "-"
+    def letters(self, queue: str, *, newest_first: bool = False) -> Iterator[DeadLetter]:
+        """Yield a queue's dead letters, oldest first unless asked otherwise."""
+        key, first = Keys(check_name("queue", queue)).dead, ""
+        read = self._redis.xrevrange if newest_first else self._redis.xrange
+        bound = "max" if newest_first else "min"
         while True:
             with self._available():
-                page: Any = self._redis.xrange(key, min=after, max="+", count=PAGE)
+                page: Any = read(key, count=PAGE, **({bound: first} if first else {}))
             for letter_id, fields in page:
                 yield _read_letter(letter_id, fields)
             if len(page) < PAGE:
                 return
-            after = f"({page[-1][0].decode()}"
+            first = f"({page[-1][0].decode()}"
 
     def letter(self, queue: str, name: str) -> DeadLetter:
         """Return the letter of a job, or the one with an entry id.
@@ -264,6 +269,12 @@ class Admin:
         Raises:
             JobNotFound: there is none.
         """
+        key = Keys(check_name("queue", queue)).dead
+        if _LETTER.fullmatch(name):
+            with self._available():
+                page: Any = self._redis.xrange(key, min=name, max=name)
+            if page:
+                return _read_letter(*page[0])
         for one in self.letters(queue):
             if name in (one.id, one.letter):
                 return one

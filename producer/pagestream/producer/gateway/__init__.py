@@ -6,6 +6,7 @@
     bodies    the requests' schemas
     completion_form, response_form    what answers look like
     events    server-sent events of one reply stream
+    dashboard the page for operators at `/dashboard`, and what it reads; `static/` is the page
     waiting   an answer that is given up when the client hangs up
     queues    which queue a model, or a job, is on
     api_keys  API keys and their tenants

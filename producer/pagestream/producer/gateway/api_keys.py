@@ -46,6 +46,11 @@ class ApiKeys:
             ) from error
         return cls(tenants)
 
+    @property
+    def are_asked_for(self) -> bool:
+        """Whether a request needs one."""
+        return self._tenants is not None
+
     def tenant(self, authorization: str | None) -> str:
         """Return the tenant of an `Authorization` header.
 

@@ -10,7 +10,20 @@ from fastapi import FastAPI
 from fastapi.requests import Request
 from fastapi.responses import Response
 
-from . import batches, chat, completions, files, health, metrics, models, responses, streams
+from ..admin import Admin
+from ..live import AsyncLive
+from . import (
+    batches,
+    chat,
+    completions,
+    dashboard,
+    files,
+    health,
+    metrics,
+    models,
+    responses,
+    streams,
+)
 from .api_keys import ApiKeys
 from .failures import add_handlers
 from .queues import Queues
@@ -28,10 +41,14 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.queues = Queues(settings.redis_url, queue_limit=settings.queue_limit)
+        app.state.live = AsyncLive(settings.redis_url)
+        app.state.admin = Admin(settings.redis_url)
         try:
             yield
         finally:
             await app.state.queues.aclose()
+            await app.state.live.aclose()
+            app.state.admin.close()
             app.state.metrics.close()
 
     app = FastAPI(title="pagestream", summary="OpenAI's API over a queue", lifespan=lifespan)
@@ -41,7 +58,10 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.add_middleware(metrics.CountRequests, metrics=app.state.metrics)
     add_handlers(app)
     app.add_exception_handler(HungUp, _hung_up)
-    for area in (chat, completions, responses, models, streams, files, batches, health, metrics):
+    for area in (
+        *(chat, completions, responses, models, streams, files, batches),
+        *(health, metrics, dashboard),
+    ):
         app.include_router(area.router)
     return app
 

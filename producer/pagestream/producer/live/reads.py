@@ -43,7 +43,7 @@ def read_queue(queue: str) -> Reads[QueueLive]:
         ("XLEN", keys.dead),
     ]
     _check(clock, served, models, suspects, dead)
-    now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000
+    now_ms = _clock_ms(clock)
     scores = dict(_pairs(served))
     lanes, tenants = yield from _read_lanes(keys, [name.decode() for name in scores], now_ms)
     workers = yield from _read_workers(keys, sorted(name.decode() for name in models))
@@ -139,12 +139,13 @@ def read_timeline(queue: str, job_id: str) -> Reads[Timeline]:
     """Read a `Timeline`."""
     keys = Keys(check_name("queue", queue))
     reply = keys.out(check_name("job id", job_id))
-    values, first, last = yield [
+    clock, values, first, last = yield [
+        ("TIME",),
         ("HMGET", keys.job(job_id), *_RECORD),
         ("XRANGE", reply, "-", "+", "COUNT", CLAIMS_MAX),
         ("XREVRANGE", reply, "+", "-", "COUNT", 2),
     ]
-    _check(values, first, last)
+    _check(clock, values, first, last)
     if values[0] is None:
         raise JobNotFound(f"queue {queue!r} has no job {job_id}, or its retention has passed")
     record = {name: value.decode() for name, value in zip(_RECORD, values, strict=True) if value}
@@ -158,6 +159,7 @@ def read_timeline(queue: str, job_id: str) -> Reads[Timeline]:
     end = newest[-1] if newest and newest[-1].event == "end" else None
     return Timeline(
         id=job_id,
+        at_ms=_clock_ms(clock),
         state=record["state"],
         lane=record.get("lane", ""),
         tenant=record.get("tenant", ""),
@@ -225,6 +227,10 @@ def _check(*replies: Any) -> None:
 
 def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _clock_ms(clock: Sequence[bytes]) -> int:
+    return int(clock[0]) * 1000 + int(clock[1]) // 1000
 
 
 def _entry_ms(entry_id: bytes) -> int:

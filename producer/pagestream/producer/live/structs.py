@@ -79,6 +79,8 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """A job from its acceptance to its last token; times in Redis's milliseconds since 1970."""
 
     id: str
+    at_ms: int
+    """Redis's time of this reading."""
     state: str
     lane: str
     tenant: str
