@@ -3,11 +3,13 @@
 import json
 import uuid
 
+import msgspec
 import redis
 
 from pagestream.producer.keys import LANES, Keys
 from pagestream.producer.lua import Script
 from pagestream.producer.protocol import Entry, ModelInfo, Timings, Usage, decode_entry
+from pagestream.producer.snapshot import KvCache, WorkerSnapshot
 from pagestream.worker.queue.lease import Claim, End, Lease, Row, StepCall, StepReply
 
 MODEL = ModelInfo(
@@ -18,6 +20,20 @@ MODEL = ModelInfo(
     has_chat_template=False,
     max_running=64,
     kv_tokens=10_000,
+)
+
+PAYLOAD = msgspec.msgpack.encode({"v": 1, "prompt": "hello"})
+
+SNAPSHOT = WorkerSnapshot(
+    at_ms=1,
+    uptime_s=2.0,
+    device="cpu",
+    running=3,
+    waiting=1,
+    slots=4,
+    kv=KvCache(total_blocks=8, used_blocks=2, block_tokens=16, block_map="us..c..."),
+    prefix_query_tokens=10,
+    prefix_hit_tokens=4,
 )
 
 ALL_TOKENS = 10**9

@@ -1,7 +1,8 @@
-"""Fixtures of the client's tests: a stub worker on the test's queue, and connections by name."""
+"""Fixtures of the client's tests: a stub worker on the test's queue, dead letters, connections."""
 
 import pytest
 from stub_worker import StubWorker
+from wire_tools import PAYLOAD, Worker, row
 
 
 @pytest.fixture
@@ -19,3 +20,20 @@ def reader_ids(redis_client):
         return [one["id"] for one in clients if one["name"] == "pagestream-client-reader"]
 
     return ids
+
+
+@pytest.fixture
+def bury(wire):
+    """`bury(job_id)`: a job that killed its only worker three times."""
+
+    def make(job_id: str, *tokens: int, payload: bytes = PAYLOAD, **options) -> None:
+        wire.submit(job_id, payload, **options)
+        worker = Worker(wire, f"w-{job_id}")
+        claim = worker.claim_one()
+        if tokens:
+            worker.step(rows=[row(claim, 0, *tokens)])
+        for known in range(3):
+            worker.lease.crashed([(job_id, 1, known)], "Traceback\nRuntimeError: boom")
+        worker.lease.leave()
+
+    return make

@@ -3,40 +3,20 @@
 import asyncio
 import json
 
-import msgspec
 import pytest
 from typer.testing import CliRunner
-from wire_tools import Worker, end, row
+from wire_tools import PAYLOAD, Worker, end, row
 
 from pagestream.producer import AsyncClient, JobFailed
 from pagestream.producer.admin import Admin
 from pagestream.producer.cli import build
 from pagestream.producer.errors import InvalidRequest, JobNotFound, QueueUnavailable, WorkerNotFound
 
-PAYLOAD = msgspec.msgpack.encode({"v": 1, "prompt": "hello"})
-
 
 @pytest.fixture
 def admin(redis_url):
     with Admin(redis_url) as made:
         yield made
-
-
-@pytest.fixture
-def bury(wire):
-    """`bury(job_id)`: a job that killed its only worker three times."""
-
-    def make(job_id: str, *tokens: int, **options) -> None:
-        wire.submit(job_id, PAYLOAD, **options)
-        worker = Worker(wire, f"w-{job_id}")
-        claim = worker.claim_one()
-        if tokens:
-            worker.step(rows=[row(claim, 0, *tokens)])
-        for known in range(3):
-            worker.lease.crashed([(job_id, 1, known)], "Traceback\nRuntimeError: boom")
-        worker.lease.leave()
-
-    return make
 
 
 @pytest.fixture

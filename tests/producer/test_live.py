@@ -5,23 +5,10 @@ import itertools
 
 import msgspec
 import pytest
-from wire_tools import Wire, Worker, end, row
+from wire_tools import SNAPSHOT, Wire, Worker, end, row
 
 from pagestream.producer.errors import JobNotFound, QueueUnavailable
 from pagestream.producer.live import AsyncLive, Live, QueueLive, Timeline
-from pagestream.producer.snapshot import KvCache, WorkerSnapshot
-
-SNAPSHOT = WorkerSnapshot(
-    at_ms=1,
-    uptime_s=2.0,
-    device="cpu",
-    running=3,
-    waiting=1,
-    slots=4,
-    kv=KvCache(total_blocks=8, used_blocks=2, block_tokens=16, block_map="us..c..."),
-    prefix_query_tokens=10,
-    prefix_hit_tokens=4,
-)
 
 
 def look(url: str, queue: str) -> QueueLive:

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from ..admin import Admin, DeadLetter
 from ..errors import InvalidRequest, JobNotFound
+from ..keys import check_name
 from ..live import AsyncLive, QueueLive, Timeline
 from ..snapshot import WorkerSnapshot
 from .api_keys import ApiKeys
@@ -119,8 +120,10 @@ async def job(
     """Return a job's timeline, of each queue that has a job of this id.
 
     Raises:
+        InvalidRequest: no job or queue can have the name.
         JobNotFound: none has, or the job is another tenant's.
     """
+    check_name("job id", job_id)
     reader: AsyncLive = request.app.state.live
     names = [queue] if queue is not None else await reader.queues()
     found = await asyncio.gather(*(_timeline(reader, name, job_id) for name in names))
