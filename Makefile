@@ -17,7 +17,10 @@ BIN := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
-NOT_HERE := $(if $(GPU),,and not gpu)
+BROWSER := $(and $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),\
+	$(shell command -v chromedriver))
+LEFT_OUT := $(if $(BROWSER),,@echo 'No chromium and chromedriver here: tests of the dashboard in a browser are left out.')
+NOT_HERE := $(if $(GPU),,and not gpu) $(if $(BROWSER),,and not browser)
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python --compile-bytecode --index-strategy unsafe-best-match,\
 	$(BIN)/python -m pip install --disable-pip-version-check) \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(VENV)/constraints.txt
@@ -31,6 +34,7 @@ demo: $(VENV)/.run ## Redis, a worker and a producer on this machine; tokens as 
 	@$(BIN)/python producer/examples/demo.py $(DEMO_ARGS)
 
 test: $(VENV)/.dev lint ## Lint, types and every quick test
+	$(LEFT_OUT)
 	$(BIN)/pytest -m "not slow $(NOT_HERE)" $(PYTEST_ARGS)
 
 test-redis-8: $(VENV)-redis-8/.dev ## The client's tests on redis-py 8: arq holds the others to 5
@@ -38,6 +42,7 @@ test-redis-8: $(VENV)-redis-8/.dev ## The client's tests on redis-py 8: arq hold
 	  --ignore tests/producer/test_cli.py -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.dev lint ## The slow tests too
+	$(LEFT_OUT)
 	$(BIN)/pytest -m "(slow or not slow) $(NOT_HERE)" $(PYTEST_ARGS)
 
 soak: $(VENV)/.dev ## Ten thousand jobs of every fate come and go; memory and keys before and after

@@ -29,6 +29,7 @@ export function playground(main, words, signal) {
       stream: true, return_token_ids: true, ...question,
     };
     running = { abort: new AbortController(), pace: new Pace() };
+    said.replaceChildren(running.pace.told());
     stop.disabled = !(send.disabled = true);
     try {
       const path = isChat ? "v1/chat/completions" : "v1/completions";
