@@ -166,7 +166,7 @@ def test_an_outage_is_said_and_passes(page, own_server, tmp_path):
 # ---- to do
 
 
-def test_the_playground_streams_token_by_token_and_stops(page, redis_url, wire, queue_name):
+def test_the_playground_streams_token_by_token_and_stops(page, http, redis_url, wire, queue_name):
     with StubWorker(redis_url, queue_name) as worker:
         worker.steps_allowed = threading.Semaphore(0)
         browser = page("playground")
@@ -185,6 +185,9 @@ def test_the_playground_streams_token_by_token_and_stops(page, redis_url, wire, 
         worker.steps_allowed.release(10)
         browser.wait(lambda: wire.state(job_id) == "cancelled")
         browser.wait_text("#said", "Stopped.")
+        # It was cancelled, not left to the gateway's grace.
+        route = 'route="/dashboard/api/jobs/{job_id}/cancel",status="200"} 1.0'
+        browser.wait(lambda: route in http.get("/metrics").text)
         assert browser.text(".turn.assistant") == shown, "what came is kept, and no more comes"
         browser.wait(lambda: browser.element("button[name=send]").is_enabled())
 
