@@ -35,7 +35,7 @@ function figures(one) {
   const ended = Object.entries(one.finished).map(([reason, jobs]) => `${count(jobs)} ${reason}`);
   return h("dl", { class: "figures" },
     figure("batch", batch(one)),
-    figure("waiting in it", count(one.waiting)),
+    figure("waiting here", count(one.waiting)),
     figure("output tokens/s", count(one.decode_tokens_per_s)),
     figure("prompt tokens/s", count(one.prefill_tokens_per_s)),
     figure("steps/s", count(one.steps_per_s)),
