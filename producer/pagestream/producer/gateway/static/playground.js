@@ -13,7 +13,8 @@ export function playground(main, words, signal) {
   main.append(h("h1", { tabindex: -1 }, "Playground"), form, said, talk);
 
   let turns = []; // of a chat, as the model is told them
-  let served = [];
+  let served = []; // models that can be asked
+  let known = null; // queues with live workers when they were read
   let running = null; // the answer that is being streamed
 
   async function answer() {
@@ -76,10 +77,12 @@ export function playground(main, words, signal) {
     try {
       served = (await read("v1/models", { signal })).data;
     } catch (error) {
+      known = null;
       if (!signal.aborted) said.textContent = error.message;
       return;
     }
-    model.replaceChildren(...served.map((one) => h("option", null, one.id)));
+    const chosen = model.value;
+    model.replaceChildren(...served.map(({ id }) => h("option", { selected: id === chosen }, id)));
     send.disabled = !served.length;
     if (!served.length) said.textContent = "No live worker serves a model.";
     choose();
@@ -105,12 +108,12 @@ export function playground(main, words, signal) {
   clear.addEventListener("click", forget);
   signal.addEventListener("abort", end);
 
-  let known = null;
   return (live) => {
     const alive = live.workers.filter(({ worker }) => worker.is_alive);
     const names = alive.map(({ queue }) => queue.name).join();
-    if (names !== known && !running) load();
+    if (names === known || running) return;
     known = names;
+    load();
   };
 }
 
