@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import redis
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("producer", "worker", "kernels")
@@ -77,7 +78,8 @@ def test_the_light_client_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path)
             python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path
         ).strip()
     )
-    for name in ("redis", "msgspec"):
+    # redis-py 5 brings PyJWT along, 8 does not.
+    for name in ("redis", "msgspec", "jwt")[: 3 if redis.__version__ < "6" else 2]:
         spec = importlib.util.find_spec(name)
         assert spec is not None
         assert spec.origin is not None

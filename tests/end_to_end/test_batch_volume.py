@@ -17,8 +17,7 @@ from gateway_process import GatewayProcess
 from jobs_process import JobsProcess
 from redis import Redis
 from redis_server import RedisServer
-
-from .conftest import Worker
+from worker_process import Worker
 
 LINES = int(os.environ.get("PAGESTREAM_BATCH_LINES", "50000"))
 KILLS = 5
