@@ -4,10 +4,10 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from stub_worker import answer
+from waiting import until
 
 from pagestream.producer.keys import Around
 
@@ -77,10 +77,7 @@ def test_it_goes_on_after_a_kill(worker, redis_url, redis_client, asked, tmp_pat
     out = tmp_path / "out.jsonl"
     words = (redis_url, asked(300), out, "--in-flight", 10)
     first = subprocess.Popen(command(*words), stderr=subprocess.DEVNULL)
-    deadline_s = time.monotonic() + 30
-    while sum(map(redis_client.hlen, redis_client.scan_iter(match="*:output"))) < 30:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    until(lambda: sum(map(redis_client.hlen, redis_client.scan_iter(match="*:output"))) >= 30)
     first.send_signal(signal.SIGKILL)
     first.wait(10)
     (kept,) = redis_client.scan_iter(match="*:output")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from waiting import until
 
 from pagestream.producer import embedded
 from pagestream.producer.embedded import EmbeddedRedis, default_url, find_server, running_url
@@ -52,13 +53,6 @@ def is_alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def wait_until(true, what):
-    deadline = time.monotonic() + 15
-    while not true():
-        assert time.monotonic() < deadline, f"not within 15 s: {what}"
-        time.sleep(0.01)
 
 
 def start_owner(*arguments):
@@ -120,7 +114,7 @@ def test_a_killed_owner_takes_its_server_with_it(folder):
     guard = parent_of(pid)
     owner.kill()
     owner.communicate()
-    wait_until(lambda: not is_alive(pid) and not is_alive(guard), "the end of server and guard")
+    until(lambda: not is_alive(pid) and not is_alive(guard), "the end of server and guard")
     # And what it knew is there for the next one, which need not wait for the first to be gone.
     owner, url = start_owner(folder)
     owner.kill()
@@ -134,7 +128,7 @@ def test_a_killed_guard_takes_its_server_with_it():
     owner, url = start_owner()
     pid = server_pid(url)
     os.kill(parent_of(pid), signal.SIGKILL)
-    wait_until(lambda: not is_alive(pid), "the end of the server")
+    until(lambda: not is_alive(pid), "the end of the server")
     owner.kill()
     owner.communicate()
 
@@ -147,7 +141,7 @@ def test_a_server_that_dies_is_started_again(folder):
             pid = server_pid(server.url)
         time.sleep(1.1)  # everysec: a second may be forgotten
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: running_url(folder), "an answer from the new server")
+        until(lambda: running_url(folder), "an answer from the new server")
         assert server_pid(server.url) != pid
         with connect(server.url) as client:
             assert client.get("key") == b"value"
