@@ -56,6 +56,7 @@ def _spec(job: LoadJob) -> str:
     spec = {
         "id": job.id,
         "lane": job.lane,
+        "tenant": job.tenant,
         "prompt_ids": job.answer.prompt_ids,
         "temperature": 0.0,
         "max_tokens": job.answer.max_tokens,

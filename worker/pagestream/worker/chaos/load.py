@@ -14,6 +14,7 @@ from random import Random
 from pagestream.producer.client import AsyncClient
 from pagestream.producer.errors import JobFailed, JobLost, QueueFull, QueueUnavailable
 from pagestream.producer.job import AsyncJob, Chunk
+from pagestream.producer.keys import DEFAULT_TENANT
 from pagestream.producer.protocol import Entry
 from pagestream.producer.request import Lane
 
@@ -23,6 +24,7 @@ DEADLINE_MS = 1_800_000
 """Far off; a worker or a client whose clock is an hour ahead must not think it has passed."""
 
 LANES: tuple[Lane, ...] = ("normal", "normal", "high", "low")
+TENANTS = (DEFAULT_TENANT, DEFAULT_TENANT, "anna", "ben")
 
 SLOW_READ_S = 0.2
 SLOW_ONE_IN = 8
@@ -44,6 +46,7 @@ class LoadJob:
     id: str
     answer: Answer
     lane: Lane = "normal"
+    tenant: str = DEFAULT_TENANT
     cancel_at: int | None = None
     """Cancel once so many tokens have come; 0: as soon as it is accepted."""
     is_slow: bool = False
@@ -141,6 +144,7 @@ class Load:
             f"{self._name}-{len(self.jobs)}",
             self._answers.pick(self._random, tokens_min),
             lane=self._random.choice(LANES),
+            tenant=self._random.choice(TENANTS),
             is_slow=self._random.randrange(SLOW_ONE_IN) == 0,
         )
         self.jobs[job.id] = job
@@ -217,6 +221,7 @@ class Load:
                     ignore_eos=job.answer.ignore_eos,
                     id=job.id,
                     lane=job.lane,
+                    tenant=job.tenant,
                     deadline_ms=DEADLINE_MS,
                 )
             except QueueFull as error:

@@ -95,7 +95,12 @@ class Stage:
             await self.server_answers()
             self.client_proxy = await self._proxy()
             self.client_url = self.proxied(self.client_proxy)
-            self.client = AsyncClient(self.client_url, queue=self.queue)
+            # Where every write is on disk before it is answered, accepted must mean just that.
+            self.client = AsyncClient(
+                self.client_url,
+                queue=self.queue,
+                durability="strict" if self.options.fsync == "always" else "server",
+            )
             self.load = Load(
                 self.client,
                 Answers(),
