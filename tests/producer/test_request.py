@@ -65,11 +65,23 @@ def test_single_parameters_win_over_the_struct():
         ({"prompt": "a", "deadline_ms": 0}, "deadline_ms=0"),
         ({"prompt": "a", "retention_ms": 1.5}, "retention_ms=1.5"),
         ({"prompt": "a", "queue_timeout_ms": -4}, "queue_timeout_ms=-4"),
+        ({"prompt": "a", "queue_limit": 0}, "queue_limit=0"),
     ],
 )
 def test_what_could_never_run_is_refused_by_name(given, named):
     with pytest.raises(InvalidRequest, match=named):
         build(**given)
+
+
+def test_a_job_may_say_how_full_is_full():
+    assert build(prompt="a", queue_limit=3).options.queue_limit == 3
+
+
+def test_a_refusal_has_the_name_of_what_it_is_about():
+    for given in ({"temperature": 9}, {"n": 2}, {"lane": "fast"}, {"deadline_ms": 0}):
+        with pytest.raises(InvalidRequest) as refused:
+            build(prompt="a", **given)
+        assert refused.value.param == next(iter(given))
 
 
 def test_parameters_that_are_not_built_are_refused_unless_neutral():

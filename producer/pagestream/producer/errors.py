@@ -15,6 +15,12 @@ class InvalidRequest(PagestreamError):
     """The request can never work as written: the message names the value and the fix."""
 
     code = "invalid_request"
+    param: str | None = None
+    """The argument, field or header that it is about, if it is one."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param or self.param
 
 
 class UnsupportedParameter(InvalidRequest):
@@ -27,6 +33,7 @@ class UnknownModel(InvalidRequest):
     """No worker serves the named model on this queue."""
 
     code = "unknown_model"
+    param = "model"
 
 
 class UnsupportedVersion(InvalidRequest):

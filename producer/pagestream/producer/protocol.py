@@ -117,9 +117,11 @@ def check_prompt(payload: Payload) -> None:
         )
     ((name, value),) = prompts.items()
     if not value:
-        raise InvalidRequest(f"{name} is empty; give at least one token of input")
+        raise InvalidRequest(f"{name} is empty; give at least one token of input", param=name)
     if payload.prompt_ids is not None and min(payload.prompt_ids) < 0:
-        raise InvalidRequest(f"prompt_ids holds {min(payload.prompt_ids)}; token ids start at 0")
+        raise InvalidRequest(
+            f"prompt_ids holds {min(payload.prompt_ids)}; token ids start at 0", param="prompt_ids"
+        )
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,6 +68,9 @@ class SubmitOptions(SamplingOptions, total=False):
     """Priority: a better lane goes first, and on a full worker takes a worse one's slot."""
     tenant: str
     """Whose job it is; the client's where left out."""
+    queue_limit: int
+    """Unfinished jobs that the tenant may have before `QueueFull`; the client's where left out.
+    Where an operator has set a bound for the tenant, that holds."""
     queue_timeout_ms: int
     """Expire if no worker has taken the job by then."""
     deadline_ms: int
@@ -172,7 +175,7 @@ def build_request(
         lane=given.get("lane", "normal"),
         tenant=owner,
         tokens_max=payload.tokens_max(),
-        queue_limit=queue_limit,
+        queue_limit=given.get("queue_limit", queue_limit),
         retention_ms=given.get("retention_ms", RETENTION_MS),
         queue_timeout_ms=given.get("queue_timeout_ms"),
         deadline_ms=given.get("deadline_ms"),
@@ -200,7 +203,9 @@ def check_against(payload: Payload, models: Sequence[ModelInfo]) -> None:
         raise UnknownModel(f"no worker serves {payload.model!r} on this queue; it serves {names}")
     problems = [_problem(payload, info) for info in served]
     if all(problems):
-        raise InvalidRequest(str(problems[0]))
+        asked = {"prompt_ids": payload.prompt_ids, "prompt": payload.prompt}
+        param = next((name for name, value in asked.items() if value is not None), "messages")
+        raise InvalidRequest(str(problems[0]), param=param)
 
 
 def _problem(payload: Payload, info: ModelInfo) -> str | None:
@@ -257,16 +262,26 @@ def _token_ids(ids: Iterable[int] | None) -> list[int] | None:
 
 def _check_options(options: QueueOptions) -> None:
     if options.lane not in LANES:
-        raise InvalidRequest(f"lane={options.lane!r} is not one of {', '.join(LANES)}")
+        raise InvalidRequest(
+            f"lane={options.lane!r} is not one of {', '.join(LANES)}", param="lane"
+        )
     check_name("tenant", options.tenant)
+    limit: Any = options.queue_limit  # as given: struct constructors check no types
+    if not isinstance(limit, int) or not 1 <= limit <= 10**12:
+        raise InvalidRequest(
+            f"queue_limit={limit!r} is not a whole number of jobs above 0", param="queue_limit"
+        )
     for name in ("retention_ms", "queue_timeout_ms", "deadline_ms", "reader_timeout_ms"):
         value = getattr(options, name)
         if value is None:
             continue
         if not isinstance(value, int) or not 1 <= value <= 2**42:
-            raise InvalidRequest(f"{name}={value!r} is not a whole number of milliseconds above 0")
+            raise InvalidRequest(
+                f"{name}={value!r} is not a whole number of milliseconds above 0", param=name
+            )
     if options.reader_timeout_ms is not None and options.reader_timeout_ms < READER_TIMEOUT_MS_MIN:
         raise InvalidRequest(
             f"reader_timeout_ms={options.reader_timeout_ms} is below {READER_TIMEOUT_MS_MIN}: "
-            "readers could not keep a job alive through a short outage"
+            "readers could not keep a job alive through a short outage",
+            param="reader_timeout_ms",
         )

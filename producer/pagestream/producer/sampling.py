@@ -91,36 +91,44 @@ class SamplingParams(
             if value not in neutral:
                 raise UnsupportedParameter(
                     f"{name}={value!r} is not supported yet; "
-                    f"leave it out or set it to {neutral[-1]!r}"
+                    f"leave it out or set it to {neutral[-1]!r}",
+                    param=name,
                 )
         _number("temperature", self.temperature, 0.0, 2.0)
         _number("top_k", self.top_k, 0, 2**31 - 1)
         _number("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0:
-            raise InvalidRequest("top_p=0 keeps no token; use temperature=0 for greedy decoding")
+            raise InvalidRequest(
+                "top_p=0 keeps no token; use temperature=0 for greedy decoding", param="top_p"
+            )
         _number("min_p", self.min_p, 0.0, 1.0)
         _number("seed", self.seed, 0, MAX_SEED)
         _number("max_tokens", self.max_tokens, 1, 2**31 - 1)
         _number("min_tokens", self.min_tokens, 0, 2**31 - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
-                f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}"
+                f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}",
+                param="min_tokens",
             )
         self._check_stops()
         return self
 
     def _check_stops(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
-            raise InvalidRequest(f"stop has {len(self.stop)} strings; at most {MAX_STOP_STRINGS}")
+            raise InvalidRequest(
+                f"stop has {len(self.stop)} strings; at most {MAX_STOP_STRINGS}", param="stop"
+            )
         for text in self.stop:
             if not 1 <= len(text) <= MAX_STOP_STRING_CHARS:
                 raise InvalidRequest(
                     f"a stop string has {len(text)} characters; it may have 1 to "
-                    f"{MAX_STOP_STRING_CHARS}"
+                    f"{MAX_STOP_STRING_CHARS}",
+                    param="stop",
                 )
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             raise InvalidRequest(
-                f"stop_token_ids has {len(self.stop_token_ids)} ids; at most {MAX_STOP_TOKEN_IDS}"
+                f"stop_token_ids has {len(self.stop_token_ids)} ids; at most {MAX_STOP_TOKEN_IDS}",
+                param="stop_token_ids",
             )
         for token_id in self.stop_token_ids:
             _number("stop_token_ids", token_id, 0, 2**31 - 1)
@@ -130,4 +138,4 @@ def _number(name: str, value: float | None, low: float, high: float) -> None:
     if value is None:
         return
     if math.isnan(value) or not low <= value <= high:
-        raise InvalidRequest(f"{name}={value!r} is out of range: {low} to {high}")
+        raise InvalidRequest(f"{name}={value!r} is out of range: {low} to {high}", param=name)

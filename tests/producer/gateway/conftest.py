@@ -8,7 +8,11 @@ import pytest
 from gateway_process import GatewayProcess
 from stub_worker import StubWorker
 
-KEYS = {"sk-anna": "anna", "sk-ben": "ben"}
+KEYS = {
+    "sk-anna": "anna",
+    "sk-anna-batches": {"tenant": "anna", "queue_limit": 1},
+    "sk-ben": {"tenant": "ben"},
+}
 
 
 @pytest.fixture(scope="module")

@@ -87,24 +87,38 @@ async def test_the_asynchronous_client(gateways, worker, queue_name):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "message", "param"),
     [
-        ({"n": 2}, "n=2 is not supported yet"),
-        ({"logprobs": True}, "logprobs=True is not supported yet"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools="),
-        ({"temperature": 3}, "temperature"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty=0.5 is not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"extra_body": {"colour": "red"}}, "colour"),
-        ({"extra_headers": {"X-Priority": "urgent"}}, "X-Priority: 'urgent'"),
-        ({"extra_headers": {"X-On-Disconnect": "run"}}, "X-On-Disconnect: 'run'"),
+        ({"n": 2}, "n=2 is not supported yet", "n"),
+        ({"logprobs": True}, "logprobs=True is not supported yet", "logprobs"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools=", "tools"),
+        ({"temperature": 3}, "temperature", "temperature"),
+        ({"extra_body": {"top_k": -1}}, "top_k=-1 is out of range", "top_k"),
+        ({"extra_body": {"min_tokens": 9}, "max_tokens": 8}, "min_tokens=9", "min_tokens"),
+        ({"extra_body": {"best_of": 2}}, "best_of", "best_of"),
+        ({"extra_body": {"presence_penalty": "much"}}, "wrong type", "presence_penalty"),
+        ({"stop": [""]}, "a stop string has 0 characters", "stop"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty=0.5 is not supported", "frequency_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "response_format"),
+        ({"extra_body": {"colour": "red"}}, "colour", "colour"),
+        ({"extra_headers": {"X-Priority": "urgent"}}, "X-Priority: 'urgent'", "X-Priority"),
+        ({"extra_headers": {"X-Deadline-Ms": "0"}}, "x-deadline-ms", "x-deadline-ms"),
+        ({"extra_headers": {"X-On-Disconnect": "run"}}, "X-On-Disconnect: 'ru", "X-On-Disconnect"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(client, queue_name, given, message):
+def test_what_cannot_be_done_is_refused_by_name(client, queue_name, given, message, param):
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model=queue_name, messages=CHAT, **given)
     assert message in refused.value.message
     assert refused.value.type == "invalid_request_error"
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("prompt", ["", [], [-1], ["a"] * 129, [1_000]])
+def test_a_prompt_that_cannot_be_is_called_the_prompt(client, queue_name, prompt):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model=queue_name, prompt=prompt)
+    assert refused.value.param == "prompt"
 
 
 def test_what_changes_nothing_is_taken(client, queue_name):
@@ -132,6 +146,7 @@ def test_an_unknown_model(client):
     with pytest.raises(openai.NotFoundError) as refused:
         client.chat.completions.create(model="gpt-9", messages=CHAT)
     assert refused.value.code == "unknown_model"
+    assert refused.value.param == "model"
 
 
 def test_a_job_that_fails_has_a_status(client, queue_name):
@@ -161,6 +176,20 @@ def test_an_api_key_is_a_tenant(keyed_gateway, worker, queue_name):
         for ask in (ben.responses.retrieve, ben.responses.cancel, ben.responses.delete):
             with pytest.raises(openai.NotFoundError):
                 ask(told.id)
+
+
+def test_a_key_may_have_a_bound_of_its_own(keyed_gateway, worker, queue_name, redis_client, keys):
+    def ask(key):
+        url = f"{keyed_gateway.url}/v1"
+        with openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=20) as client:
+            return client.responses.create(model=queue_name, input="hold", background=True).status
+
+    assert ask("sk-anna") == "queued"
+    with pytest.raises(openai.RateLimitError, match="1 unfinished"):
+        ask("sk-anna-batches")
+    assert ask("sk-anna") == ask("sk-ben") == "queued"
+    redis_client.hset(keys.limits, "anna:queue_limit", 3)  # what an operator says wins
+    assert ask("sk-anna-batches") == "queued"
 
 
 def test_a_full_queue_says_when_to_come_again(client, queue_name, redis_client, keys):

@@ -46,7 +46,7 @@ def test_a_broken_stream_goes_on_at_the_other_gateway(gateways, http, worker, qu
     [
         ("chatcmpl-none", 404, "there is no 'chatcmpl-none' here"),
         ("%F0%9F%92%A5", 404, "there is no"),
-        ("{id}?from=yesterday", 400, "'yesterday' is not a cursor"),
+        ("{id}?from=yesterday", 400, "from: 'yesterday' is not an event's id"),
     ],
 )
 def test_what_cannot_be_taken_up(http, worker, queue_name, path, status, said):

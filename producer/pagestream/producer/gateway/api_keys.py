@@ -1,11 +1,13 @@
-"""API keys: whose request it is. Without a file of keys every request is the default tenant's.
+"""API keys: whose request it is, and how many jobs it may add to.
 
+Without a file of keys every request is the default tenant's.
 This module knows no requests beyond the header, and no queues.
 """
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -14,24 +16,32 @@ from ..keys import DEFAULT_TENANT, check_name
 from .failures import InvalidKey
 
 
-class ApiKeys:
-    """Which tenant an API key stands for."""
+class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a key stands for; rates and weights are its tenant's, in Redis."""
 
-    def __init__(self, tenants: Mapping[str, str] | None) -> None:
-        """`tenants` by key; None lets everybody in.
+    tenant: str
+    queue_limit: Annotated[int, msgspec.Meta(ge=1, le=10**12)] | None = None
+    """With so many unfinished jobs of its tenant on a queue it is refused; the gateway's flag where
+    left out. A bound that an operator has set for the tenant wins."""
+
+
+class ApiKeys:
+    """The keys there are."""
+
+    def __init__(self, known: Mapping[str, str | ApiKey] | None) -> None:
+        """`known` has a tenant's name, or more, by key; None lets everybody in.
 
         Raises:
             InvalidRequest: a tenant's name is none.
         """
         # By their hashes: how long a look-up takes then says nothing of a key.
-        self._tenants: dict[bytes, str] | None = None
-        if tenants is not None:
-            names = {_hash(key): check_name("tenant", name) for key, name in tenants.items()}
-            self._tenants = names
+        self._keys: dict[bytes, ApiKey] | None = None
+        if known is not None:
+            self._keys = {_hash(key): _checked(value) for key, value in known.items()}
 
     @classmethod
     def read(cls, path: Path | None) -> "ApiKeys":
-        """Read `{"key": "tenant", …}`.
+        """Read `{"key": "tenant", "key": {"tenant": "…", "queue_limit": 100}, …}`.
 
         Raises:
             InvalidRequest: the file cannot be read, or says something else.
@@ -39,33 +49,40 @@ class ApiKeys:
         if path is None:
             return cls(None)
         try:
-            tenants = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+            known = msgspec.json.decode(path.read_bytes(), type=dict[str, str | ApiKey])
         except (OSError, msgspec.MsgspecError) as error:
             raise InvalidRequest(
-                f"--api-keys {path} is not a JSON file of key and tenant pairs: {error}"
+                f"--api-keys {path} is not a JSON file of keys, each with a tenant's name or "
+                f'{{"tenant": …, "queue_limit": …}}: {error}'
             ) from error
-        return cls(tenants)
+        return cls(known)
 
     @property
     def are_asked_for(self) -> bool:
         """Whether a request needs one."""
-        return self._tenants is not None
+        return self._keys is not None
 
-    def tenant(self, authorization: str | None) -> str:
-        """Return the tenant of an `Authorization` header.
+    def of(self, authorization: str | None) -> ApiKey:
+        """Return the key of an `Authorization` header.
 
         Raises:
             InvalidKey: there is no key, or nobody has it.
         """
-        if self._tenants is None:
-            return DEFAULT_TENANT
+        if self._keys is None:
+            return ApiKey(DEFAULT_TENANT)
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise InvalidKey("this gateway wants an API key: send `Authorization: Bearer <key>`")
-        tenant = self._tenants.get(_hash(key.strip()))
-        if tenant is None:
+        known = self._keys.get(_hash(key.strip()))
+        if known is None:
             raise InvalidKey(f"no tenant has the API key that ends in {key.strip()[-4:]!r}")
-        return tenant
+        return known
+
+
+def _checked(value: str | ApiKey) -> ApiKey:
+    key = ApiKey(value) if isinstance(value, str) else value
+    check_name("tenant", key.tenant)
+    return key
 
 
 def _hash(key: str) -> bytes:

@@ -6,6 +6,7 @@ This module knows no answers.
 """
 
 import hashlib
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -18,7 +19,8 @@ from ..job import AsyncJob, JobStatus
 from ..keys import DEFAULT_TENANT
 from ..request import JobSpec
 from ..sampling import MAX_SEED, SamplingParams
-from .bodies import Body, Message, Part, Priority
+from .api_keys import ApiKey
+from .bodies import Body, GenerationBody, Message, Part, Priority, ResponseBody
 from .queues import Queues
 from .settings import GatewaySettings
 
@@ -30,13 +32,35 @@ _SAMPLING = frozenset(SamplingParams.__struct_fields__)
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks, and what the headers say: the body's fields win."""
 
-    tenant: str
+    key: ApiKey
     queues: Queues
     settings: GatewaySettings
     priority: str | None = None
     deadline_ms: int | None = None
     idempotency_key: str | None = None
     on_disconnect: str | None = None
+    last_event_id: str | None = None
+
+    @property
+    def tenant(self) -> str:
+        """Whose request it is."""
+        return self.key.tenant
+
+    def last_event_of(self, body: GenerationBody | ResponseBody) -> str | None:
+        """Return the last event that somebody has who asks again for a stream, or None.
+
+        Raises:
+            InvalidRequest: the request is a new one, and its answer another.
+        """
+        if not body.stream or self.last_event_id is None:
+            return None
+        if not (body.idempotency_key or self.idempotency_key):
+            raise InvalidRequest(
+                "Last-Event-ID: this is a new request; ask with the Idempotency-Key of the one "
+                "that broke off, or for GET /v1/streams/<id>",
+                param="Last-Event-ID",
+            )
+        return self.last_event_id
 
     async def submit(
         self, kind: Kind, body: Body, question: JobSpec, *, place: int = 0, keep: bool = False
@@ -66,12 +90,17 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
             "tenant": self.tenant,
             "lane": body.priority or _lane(self.priority) or "normal",
         }
+        if self.key.queue_limit is not None:
+            spec["queue_limit"] = self.key.queue_limit
         deadline_ms = body.deadline_ms or self.deadline_ms
         if deadline_ms is not None:
             spec["deadline_ms"] = deadline_ms
         on_disconnect = body.on_disconnect or self.on_disconnect or "cancel"
         if on_disconnect not in ("cancel", "keep"):
-            raise InvalidRequest(f"X-On-Disconnect: {on_disconnect!r} is neither cancel nor keep")
+            raise InvalidRequest(
+                f"X-On-Disconnect: {on_disconnect!r} is neither cancel nor keep",
+                param="X-On-Disconnect",
+            )
         if on_disconnect == "cancel" and not keep:
             spec["reader_timeout_ms"] = round(self.settings.disconnect_grace * 1000)
         return spec
@@ -98,6 +127,7 @@ def caller(
     x_deadline_ms: Annotated[int | None, Header(ge=1, le=2**42)] = None,
     idempotency_key: Annotated[str | None, Header(max_length=512)] = None,
     x_on_disconnect: Annotated[str | None, Header()] = None,
+    last_event_id: Annotated[str | None, Header()] = None,
 ) -> Caller:
     """Return who asks.
 
@@ -106,13 +136,14 @@ def caller(
     """
     state = request.app.state
     return Caller(
-        tenant=state.api_keys.tenant(authorization),
+        key=state.api_keys.of(authorization),
         queues=state.queues,
         settings=state.settings,
         priority=x_priority,
         deadline_ms=x_deadline_ms,
         idempotency_key=idempotency_key or None,
         on_disconnect=x_on_disconnect,
+        last_event_id=last_event_id or None,
     )
 
 
@@ -128,7 +159,9 @@ def check_neutral(body: Body) -> None:
     for name, neutral in body.NEUTRAL.items():
         field = getattr(body, name)
         if field is not None and field not in neutral:
-            raise UnsupportedParameter(f"{name}={field!r} is not supported yet; leave it out")
+            raise UnsupportedParameter(
+                f"{name}={field!r} is not supported yet; leave it out", param=name
+            )
 
 
 def sampling_of(body: Body, **more: Any) -> SamplingParams:
@@ -149,7 +182,10 @@ def sampling_of(body: Body, **more: Any) -> SamplingParams:
     try:
         return msgspec.convert(given, SamplingParams)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"a sampling parameter has the wrong type: {error}") from error
+        place = re.search(r"`\$\.(\w+)", str(error))
+        raise InvalidRequest(
+            f"a sampling parameter has the wrong type: {error}", param=place and place[1]
+        ) from error
 
 
 def chat_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -172,4 +208,6 @@ def _lane(header: str | None) -> Priority | None:
         case None | "high" | "normal" | "low":
             return header
         case _:
-            raise InvalidRequest(f"X-Priority: {header!r} is not one of high, normal, low")
+            raise InvalidRequest(
+                f"X-Priority: {header!r} is not one of high, normal, low", param="X-Priority"
+            )

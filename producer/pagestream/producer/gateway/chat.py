@@ -13,7 +13,8 @@ from ..job import Chunk, Result
 from ..request import JobSpec
 from .asking import Asking, accepted_s, chat_of, sampling_of
 from .bodies import ChatBody
-from .completion_form import CompletionForm, head_of, told_in_events, usage_of
+from .completion_form import BEGINNING, CompletionForm, Mark, head_of, told_in_events, usage_of
+from .events import Event
 from .waiting import while_connected
 
 router = APIRouter(tags=["OpenAI"])
@@ -22,6 +23,7 @@ router = APIRouter(tags=["OpenAI"])
 @router.post("/v1/chat/completions")
 async def create_chat_completion(request: Request, body: ChatBody, ask: Asking) -> Response:
     """Answer a chat, whole or in server-sent events."""
+    behind = Mark.of(ask.last_event_of(body))
     sampling = sampling_of(body, max_tokens=body.max_completion_tokens or body.max_tokens)
     question = JobSpec(messages=chat_of(body.messages), sampling=sampling)
     job = await ask.submit("chatcmpl-", body, question)
@@ -33,6 +35,7 @@ async def create_chat_completion(request: Request, body: ChatBody, ask: Asking) 
         *(job.id, body.model, created_s),
         with_usage=body.wants_usage,
         with_ids=body.return_token_ids,
+        behind=behind,
     )
     return await told_in_events(job, form, ask.settings.first_entry_wait)
 
@@ -42,17 +45,16 @@ class ChatEvents(CompletionForm):
 
     kind = "chat.completion.chunk"
 
-    def opening(self) -> Iterator[dict[str, Any]]:
+    def opening(self) -> Iterator[Event]:
         """Say who speaks."""
-        yield self._delta({"role": "assistant", "content": ""}, None, ())
+        yield Event(self._delta({"role": "assistant", "content": ""}, None, ()), BEGINNING)
 
-    def of(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        """Say what is new, how it ended, and what it took."""
+    def choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        """Say what is new, and how it ended."""
         if chunk.text or chunk.ids:
             yield self._delta({"content": chunk.text}, None, chunk.ids)
         if chunk.finish_reason is not None:
             yield self._delta({}, chunk.finish_reason, ())
-        yield from self.usage_event(chunk.usage)
 
     def _delta(
         self, delta: dict[str, Any], finish_reason: str | None, ids: tuple[int, ...]

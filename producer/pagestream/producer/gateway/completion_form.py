@@ -3,14 +3,50 @@
 This module knows no requests' questions and no queues.
 """
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 from fastapi.responses import Response
 
-from ..job import AsyncJob
+from ..errors import InvalidRequest
+from ..job import AsyncJob, Chunk
 from ..protocol import Usage
-from .events import DONE, Form, event_response
+from .events import DONE, Event, event_response
 from .waiting import first_answer
+
+BEGINNING = "0-0"
+"""Id of what comes before the first entry."""
+
+_EVENT_ID = re.compile(r"([0-9]{1,18})-([0-9]{1,18})(?:\.([1-9]))?")
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """How far a reader has been told an answer: behind an entry, and some events of the next."""
+
+    entry: str
+    events: int = 0
+
+    @classmethod
+    def of(cls, event_id: str | None, field: str = "Last-Event-ID") -> "Mark | None":
+        """Take it from an event's id, which the request has in `field`; None where it has none.
+
+        Raises:
+            InvalidRequest: no event can have this id.
+        """
+        if event_id is None:
+            return None
+        match = _EVENT_ID.fullmatch(event_id)
+        if match is None:
+            raise InvalidRequest(
+                f"{field}: {event_id!r} is not an event's id, like '1-17'", param=field
+            )
+        epoch, offset, told = match.groups()
+        if told is None:
+            return cls(event_id)
+        # Only the end is told in several events, and its offset is one more than the last token's.
+        return cls(f"{epoch}-{max(0, int(offset) - 1)}", int(told))
 
 
 class CompletionForm:
@@ -21,19 +57,49 @@ class CompletionForm:
     done = DONE
 
     def __init__(
-        self, job_id: str, model: str, created_s: int, *, with_usage: bool, with_ids: bool = False
+        self,
+        job_id: str,
+        model: str,
+        created_s: int,
+        *,
+        with_usage: bool,
+        with_ids: bool = False,
+        behind: Mark | None = None,
     ) -> None:
         self._head = head_of(job_id, self.kind, created_s, model)
         self._with_usage = with_usage
         self._with_ids = with_ids
+        self.behind = behind
+        """Where to begin; None is the beginning."""
+
+    def opening(self) -> Iterator[Event]:
+        """What comes before the text: nothing."""
+        return iter(())
+
+    def of(self, chunk: Chunk) -> Iterator[Event]:
+        """Say what a chunk says that the reader was not told.
+
+        The last event of an entry has the entry's id, `1-18`; those before it `1-18.1`, `1-18.2`.
+        """
+        messages = [*self.choices(chunk), *self._usage(chunk.usage)]
+        is_end = chunk.finish_reason is not None
+        has_failed = is_end and chunk.finish_reason not in ("stop", "length")
+        told = self.behind.events if self.behind is not None and is_end else 0
+        for number, message in enumerate(messages, 1):
+            inside = "" if number == len(messages) else f".{number}"
+            if number > told:
+                yield Event(message, None if has_failed else f"{chunk.id}{inside}")
+
+    def choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        """What a chunk says beside the token counts."""
+        raise NotImplementedError
 
     def event(self, choice: dict[str, Any], ids: tuple[int, ...]) -> dict[str, Any]:
         """Return the event of a choice."""
         more = {"token_ids": ids} if self._with_ids else {}
         return {**self._head, "choices": [{**choice, **more}]}
 
-    def usage_event(self, usage: Usage | None) -> list[dict[str, Any]]:
-        """Return the event of the token counts, if they are known and wanted."""
+    def _usage(self, usage: Usage | None) -> list[dict[str, Any]]:
         if usage is None or not self._with_usage:
             return []
         return [{**self._head, "choices": [], "usage": usage_of(usage)}]
@@ -54,16 +120,14 @@ def usage_of(usage: Usage) -> dict[str, Any]:
     }
 
 
-async def told_in_events(
-    job: AsyncJob, form: Form, wait_s: float, after: str | None = None
-) -> Response:
-    """Tell a job in events, from behind the cursor `after` or from the first.
+async def told_in_events(job: AsyncJob, form: CompletionForm, wait_s: float) -> Response:
+    """Tell a job in events, from where its form begins.
 
     The headers wait `wait_s` for the first token, at most.
 
     Raises:
         PagestreamError: the job ended badly before its first token, or cannot be read.
     """
-    stream = job.stream(after)
+    stream = job.stream(form.behind and form.behind.entry)
     first = await first_answer(stream, wait_s)
-    return event_response(stream, form, first, resumed=after is not None)
+    return event_response(stream, form, first, resumed=form.behind is not None)

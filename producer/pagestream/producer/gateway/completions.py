@@ -16,7 +16,7 @@ from ..protocol import Usage
 from ..request import JobSpec
 from .asking import Asking, accepted_s, sampling_of
 from .bodies import CompletionBody
-from .completion_form import CompletionForm, head_of, told_in_events, usage_of
+from .completion_form import CompletionForm, Mark, head_of, told_in_events, usage_of
 from .waiting import while_connected
 
 router = APIRouter(tags=["OpenAI"])
@@ -29,7 +29,10 @@ async def create_completion(request: Request, body: CompletionBody, ask: Asking)
     """Continue one prompt or several, whole; or one in server-sent events."""
     questions = _questions(body)
     if body.stream and len(questions) > 1:
-        raise InvalidRequest(f"prompt holds {len(questions)} prompts; a stream answers one")
+        raise InvalidRequest(
+            f"prompt holds {len(questions)} prompts; a stream answers one", param="prompt"
+        )
+    behind = Mark.of(ask.last_event_of(body))
     outcomes = await asyncio.gather(
         *(
             ask.submit("cmpl-", body, question, place=place)
@@ -46,6 +49,7 @@ async def create_completion(request: Request, body: CompletionBody, ask: Asking)
         *(jobs[0].id, body.model, created_s),
         with_usage=body.wants_usage,
         with_ids=body.return_token_ids,
+        behind=behind,
     )
     return await told_in_events(jobs[0], form, ask.settings.first_entry_wait)
 
@@ -55,14 +59,9 @@ class CompletionEvents(CompletionForm):
 
     kind = "text_completion"
 
-    def opening(self) -> Iterator[dict[str, Any]]:
-        """Nothing comes before the text."""
-        return iter(())
-
-    def of(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        """Say what is new, how it ended, and what it took."""
+    def choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        """Say what is new, and how it ended."""
         yield self.event(_choice(0, chunk.text, chunk.finish_reason), chunk.ids)
-        yield from self.usage_event(chunk.usage)
 
 
 def _questions(body: CompletionBody) -> list[JobSpec]:
@@ -71,9 +70,11 @@ def _questions(body: CompletionBody) -> list[JobSpec]:
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         prompts = [prompts]
     if not prompts:
-        raise InvalidRequest("prompt is empty; give at least one token of input")
+        raise InvalidRequest("prompt is empty; give at least one token of input", param="prompt")
     if len(prompts) > MAX_PROMPTS:
-        raise InvalidRequest(f"prompt holds {len(prompts)} prompts; at most {MAX_PROMPTS}")
+        raise InvalidRequest(
+            f"prompt holds {len(prompts)} prompts; at most {MAX_PROMPTS}", param="prompt"
+        )
     return [
         JobSpec(prompt=one, sampling=sampling)
         if isinstance(one, str)

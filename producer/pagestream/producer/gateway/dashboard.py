@@ -61,7 +61,7 @@ def viewer(request: Request, authorization: Annotated[str | None, Header()] = No
         InvalidKey: nobody who is known here.
     """
     keys: ApiKeys = request.app.state.api_keys
-    tenant = keys.tenant(authorization)
+    tenant = keys.of(authorization).tenant
     return Viewer(tenant if keys.are_asked_for else None)
 
 

@@ -1,14 +1,15 @@
-"""Server-sent events of one reply stream. An event's id is its entry's id in Redis.
+"""Server-sent events of one reply stream. An event's id says where to go on behind it.
 
-So a browser's `Last-Event-ID`, or `?from=` on `/v1/streams/<id>`, goes on behind it, on any
-gateway. This module knows no requests; what an event says is its form's matter.
+So a browser's `Last-Event-ID` works on any gateway. What an event says, and its id, are its form's
+matter. A failure has no id: who comes back is told it again, or what a retried job says since.
+This module knows no requests.
 
 Source: WHATWG HTML, "Server-sent events".
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from fastapi.responses import StreamingResponse
@@ -24,17 +25,25 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _encode = msgspec.json.Encoder().encode
 
 
+class Event(NamedTuple):
+    """One event of an answer."""
+
+    message: dict[str, Any]
+    id: str | None
+    """What to come back with for what is behind it; None leaves that as it was."""
+
+
 class Form(Protocol):
     """How one kind of answer is told in events."""
 
     done: bytes
     """What ends a whole stream."""
 
-    def opening(self) -> Iterable[dict[str, Any]]:
+    def opening(self) -> Iterable[Event]:
         """What comes before the first chunk, when nothing has been told yet."""
         ...
 
-    def of(self, chunk: Chunk) -> Iterable[dict[str, Any]]:
+    def of(self, chunk: Chunk) -> Iterable[Event]:
         """What a chunk says."""
         ...
 
@@ -63,7 +72,7 @@ async def _body(
 ) -> AsyncIterator[bytes]:
     async with stream:
         if not resumed:
-            yield b"".join(frame(message) for message in form.opening())
+            yield b"".join(frame(*event) for event in form.opening())
         chunks = first
         while True:
             if chunks is None:
@@ -72,9 +81,7 @@ async def _body(
                 yield form.done
                 return
             else:
-                yield b"".join(
-                    frame(message, chunk.id) for chunk in chunks for message in form.of(chunk)
-                )
+                yield b"".join(frame(*event) for chunk in chunks for event in form.of(chunk))
             try:
                 async with asyncio.timeout(KEEP_ALIVE_S):
                     chunks = await stream.take()

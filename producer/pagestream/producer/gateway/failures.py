@@ -39,6 +39,9 @@ _STATUS = {
 _FINAL = ("cancelled", "expired", "job_conflict")
 """Answers that OpenAI's client would ask for again by their status, though they stay the same."""
 
+_FIELDS = {"prompt_ids": "prompt"}
+"""What bodies call otherwise than jobs do."""
+
 _RETRY_S = 1
 """For what passes by itself and says no better."""
 
@@ -56,7 +59,8 @@ def status_of(error: PagestreamError) -> int:
 
 def body_of(error: PagestreamError) -> dict[str, Any]:
     """Return what is said of an error, in a body or in the middle of a stream."""
-    return _body(status_of(error), str(error), error.code)
+    param = error.param if isinstance(error, InvalidRequest) else None
+    return _body(status_of(error), str(error), error.code, _FIELDS.get(param or "", param))
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -16,6 +16,7 @@ from ..job import Chunk, JobStatus
 from ..protocol import Payload, Usage
 from .asking import accepted_s
 from .bodies import ResponseBody
+from .events import Event
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +100,7 @@ def response_object(
 
 
 class ResponseEvents:
-    """A response in events, each with its number; those up to `after` are left out."""
+    """A response in events, each with its number as its id; those up to `after` are left out."""
 
     done = b""
 
@@ -109,7 +110,7 @@ class ResponseEvents:
         self._number = 0
         self._text = ""
 
-    def opening(self) -> Iterator[dict[str, Any]]:
+    def opening(self) -> Iterator[Event]:
         """Say that there is a response, and that a text comes."""
         message: dict[str, Any] = {**_message(self._told.id, "in_progress", ""), "content": []}
         beginning = response_object(self._told, "in_progress")
@@ -120,7 +121,7 @@ class ResponseEvents:
             {**self._place("response.content_part.added"), "part": _part("")},
         )
 
-    def of(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+    def of(self, chunk: Chunk) -> Iterator[Event]:
         """Say what is new, and how it ended."""
         self._text += chunk.text
         if chunk.text:
@@ -132,7 +133,7 @@ class ResponseEvents:
         elif chunk.finish_reason is not None:
             yield from self._broken_off(chunk)
 
-    def _ending(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+    def _ending(self, chunk: Chunk) -> Iterator[Event]:
         status = "completed" if chunk.finish_reason == "stop" else "incomplete"
         whole = response_object(self._told, status, text=self._text, usage=chunk.usage)
         item = whole["output"][0]
@@ -143,11 +144,12 @@ class ResponseEvents:
             {"type": f"response.{status}", "response": whole},
         )
 
-    def _broken_off(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+    def _broken_off(self, chunk: Chunk) -> Iterator[Event]:
         error = JobFailed(f"the job ended with {chunk.finish_reason!r}")
         status = "failed" if chunk.finish_reason == "error" else "cancelled"
         broken = response_object(self._told, status, text=self._text, error=error)
-        yield from self._numbered({"type": "response.failed", "response": broken})
+        failed = {"type": "response.failed", "response": broken}
+        yield from (event._replace(id=None) for event in self._numbered(failed))
 
     def _place(self, kind: str) -> dict[str, Any]:
         return {
@@ -157,11 +159,11 @@ class ResponseEvents:
             "content_index": 0,
         }
 
-    def _numbered(self, *events: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for event in events:
+    def _numbered(self, *messages: dict[str, Any]) -> Iterator[Event]:
+        for message in messages:
             number, self._number = self._number, self._number + 1
             if number > self._after:
-                yield {**event, "sequence_number": number}
+                yield Event({**message, "sequence_number": number}, str(number))
 
 
 def _message(response_id: str, status: str, text: str) -> dict[str, Any]:

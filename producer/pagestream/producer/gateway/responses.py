@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from ..errors import JobFailed
+from ..errors import InvalidRequest, JobFailed
 from ..job import AsyncJob, JobStatus, Result
 from ..request import JobSpec
 from .asking import Asking, Caller, accepted_s, sampling_of, text_of
@@ -29,13 +29,14 @@ After = Annotated[int | None, Query(ge=0, description="Leave out events up to th
 @router.post("")
 async def create_response(request: Request, body: ResponseBody, ask: Asking) -> Response:
     """Answer whole, in events, or in the background."""
+    after = _number_of(ask.last_event_of(body))
     question = JobSpec(
         messages=_messages(body), sampling=sampling_of(body, max_tokens=body.max_output_tokens)
     )
     job = await ask.submit("resp_", body, question, keep=bool(body.background))
     told = Told.of_body(job.id, body, accepted_s(await job.status()))
     if body.stream:
-        return await _events(ask, job, told, after=None)
+        return await _events(ask, job, told, after)
     if body.background:
         return JSONResponse(response_object(told, "queued"))
     try:
@@ -55,7 +56,8 @@ async def retrieve_response(
     job, status, model = await ask.queues.find(response_id, ask.tenant)
     told = await _told(ask, job, status, model)
     if stream:
-        return await _events(ask, job, told, after=starting_after)
+        after = _number_of(ask.last_event_id) if starting_after is None else starting_after
+        return await _events(ask, job, told, after)
     return JSONResponse(await _now(job, status, told))
 
 
@@ -89,6 +91,17 @@ def _messages(body: ResponseBody) -> list[dict[str, Any]]:
         role = "system" if item.role == "developer" else item.role
         messages.append({"role": role, "content": text_of(item.content)})
     return messages
+
+
+def _number_of(event_id: str | None) -> int | None:
+    if event_id is None:
+        return None
+    if not (event_id.isascii() and event_id.isdigit() and len(event_id) <= 18):
+        raise InvalidRequest(
+            f"Last-Event-ID: {event_id!r} is not the number of a response's event",
+            param="Last-Event-ID",
+        )
+    return int(event_id)
 
 
 async def _told(ask: Caller, job: AsyncJob, status: JobStatus, model: str) -> Told:

@@ -24,7 +24,8 @@ class GatewaySettings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     api_keys: Path | None = None
-    """A JSON file, `{"key": "tenant"}`; without it every request is the tenant `default`'s."""
+    """A JSON file, `{"key": "tenant"}` or `{"key": {"tenant": …, "queue_limit": …}}`; without it
+    every request is the tenant `default`'s."""
     disconnect_grace: float = Field(default=5.0, ge=1.0)
     """Seconds after which a job that nobody reads any more is cancelled."""
     first_entry_wait: float = Field(default=5.0, ge=0.0)
