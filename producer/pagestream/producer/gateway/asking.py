@@ -46,6 +46,10 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         """Whose request it is."""
         return self.key.tenant
 
+    def can_ask_again(self, body: Body) -> bool:
+        """Whether the same request again is the same job."""
+        return bool(body.idempotency_key or self.idempotency_key)
+
     def last_event_of(self, body: GenerationBody | ResponseBody) -> str | None:
         """Return the last event that somebody has who asks again for a stream, or None.
 
@@ -54,7 +58,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         """
         if not body.stream or self.last_event_id is None:
             return None
-        if not (body.idempotency_key or self.idempotency_key):
+        if not self.can_ask_again(body):
             raise InvalidRequest(
                 "Last-Event-ID: this is a new request; ask with the Idempotency-Key of the one "
                 "that broke off, or for GET /v1/streams/<id>",

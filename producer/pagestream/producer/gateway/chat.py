@@ -13,8 +13,7 @@ from ..job import Chunk, Result
 from ..request import JobSpec
 from .asking import Asking, accepted_s, chat_of, sampling_of
 from .bodies import ChatBody
-from .completion_form import BEGINNING, CompletionForm, Mark, head_of, told_in_events, usage_of
-from .events import Event
+from .completion_form import CompletionForm, Mark, head_of, told_in_events, usage_of
 from .waiting import while_connected
 
 router = APIRouter(tags=["OpenAI"])
@@ -35,6 +34,7 @@ async def create_chat_completion(request: Request, body: ChatBody, ask: Asking) 
         *(job.id, body.model, created_s),
         with_usage=body.wants_usage,
         with_ids=body.return_token_ids,
+        with_event_ids=ask.can_ask_again(body),
         behind=behind,
     )
     return await told_in_events(job, form, ask.settings.first_entry_wait)
@@ -45,9 +45,9 @@ class ChatEvents(CompletionForm):
 
     kind = "chat.completion.chunk"
 
-    def opening(self) -> Iterator[Event]:
+    def beginning(self) -> Iterator[dict[str, Any]]:
         """Say who speaks."""
-        yield Event(self._delta({"role": "assistant", "content": ""}, None, ()), BEGINNING)
+        yield self._delta({"role": "assistant", "content": ""}, None, ())
 
     def choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """Say what is new, and how it ended."""

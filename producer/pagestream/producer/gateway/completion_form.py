@@ -64,17 +64,31 @@ class CompletionForm:
         *,
         with_usage: bool,
         with_ids: bool = False,
+        with_event_ids: bool,
         behind: Mark | None = None,
     ) -> None:
+        """Say what is told of a job.
+
+        Args:
+            job_id: the answer's id.
+            model: its name in the request.
+            created_s: when the job was accepted.
+            with_usage: an event of the token counts ends it.
+            with_ids: choices have their token ids.
+            with_event_ids: events have an SSE `id:`, beside the field `event_id` that all have. Not
+                where nobody can ask the same again: vLLM's benchmark cannot read such lines.
+            behind: where to begin; None is the beginning.
+        """
         self._head = head_of(job_id, self.kind, created_s, model)
         self._with_usage = with_usage
         self._with_ids = with_ids
+        self._with_event_ids = with_event_ids
         self.behind = behind
-        """Where to begin; None is the beginning."""
 
     def opening(self) -> Iterator[Event]:
-        """What comes before the text: nothing."""
-        return iter(())
+        """What comes before the text."""
+        for message in self.beginning():
+            yield self._named(message, BEGINNING)
 
     def of(self, chunk: Chunk) -> Iterator[Event]:
         """Say what a chunk says that the reader was not told.
@@ -88,7 +102,16 @@ class CompletionForm:
         for number, message in enumerate(messages, 1):
             inside = "" if number == len(messages) else f".{number}"
             if number > told:
-                yield Event(message, None if has_failed else f"{chunk.id}{inside}")
+                yield self._named(message, None if has_failed else f"{chunk.id}{inside}")
+
+    def _named(self, message: dict[str, Any], event_id: str | None) -> Event:
+        if event_id is None:
+            return Event(message, None)
+        return Event({**message, "event_id": event_id}, event_id if self._with_event_ids else None)
+
+    def beginning(self) -> Iterator[dict[str, Any]]:
+        """What comes before the first chunk: nothing."""
+        return iter(())
 
     def choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """What a chunk says beside the token counts."""

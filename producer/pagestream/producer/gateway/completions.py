@@ -49,6 +49,7 @@ async def create_completion(request: Request, body: CompletionBody, ask: Asking)
         *(jobs[0].id, body.model, created_s),
         with_usage=body.wants_usage,
         with_ids=body.return_token_ids,
+        with_event_ids=ask.can_ask_again(body),
         behind=behind,
     )
     return await told_in_events(jobs[0], form, ask.settings.first_entry_wait)

@@ -31,5 +31,7 @@ async def resume_stream(
         )
     behind = Mark.of(from_, "from") if from_ else Mark.of(ask.last_event_id)
     form = ChatEvents if "chatcmpl-" in job_id else CompletionEvents
-    events = form(job_id, model, accepted_s(status), with_usage=True, behind=behind)
+    events = form(
+        *(job_id, model, accepted_s(status)), with_usage=True, with_event_ids=True, behind=behind
+    )
     return await told_in_events(job, events, ask.settings.first_entry_wait)
