@@ -95,7 +95,8 @@ def main() -> None:
         engine_ms = show("engine alone", process.submit(alone, flags, workload, pause_s).result())
     with started(flags, Console(stderr=True)) as (service, _):
         samples = fit_to_vocabulary(workload, service.model.vocab_size)
-        queue_ms = show("through Redis", asyncio.run(queued(service.url, samples, pause_s)))
+        assert service.workers, "they were started with the Redis that can be asked"
+        queue_ms = show("through Redis", asyncio.run(queued(service.workers.url, samples, pause_s)))
     print(f"added          {queue_ms - engine_ms:.2f} ms at the median")
 
 

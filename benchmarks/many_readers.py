@@ -70,21 +70,23 @@ def main() -> None:
     processes = ProcessPoolExecutor(max_readers, mp_context=spawn)
     with processes, started(flags, Console(stderr=True)) as (service, _):
         service.warm_up(workload)
+        workers = service.workers
+        assert workers, "they were started with the Redis that can be asked"
         # Every reader process is up before the first run.
-        for idle in [processes.submit(read_all, service.url, []) for _ in range(max_readers)]:
+        for idle in [processes.submit(read_all, workers.url, []) for _ in range(max_readers)]:
             idle.result()
         for repeat in range(arguments.repeats):
             for readers in arguments.readers:
                 samples = fit_to_vocabulary(
                     workload, service.model.vocab_size, shift_of(repeat + 1)
                 )
-                before = service.engine_load()
+                before = workers.load()
                 begin_s = time.perf_counter()
-                job_ids = asyncio.run(submit(service.url, samples, f"r{repeat}-{readers}"))
-                reading = [processes.submit(read_all, service.url, job_ids) for _ in range(readers)]
+                job_ids = asyncio.run(submit(workers.url, samples, f"r{repeat}-{readers}"))
+                reading = [processes.submit(read_all, workers.url, job_ids) for _ in range(readers)]
                 tokens = sum(one.result() for one in reading)
                 wall_s = time.perf_counter() - begin_s
-                steps = service.engine_load(beyond=before).step - before.step
+                steps = workers.load(beyond=before).step - before.step
                 print(
                     f"{readers * len(job_ids):5} readers: {steps} steps, "
                     f"{wall_s / steps * 1000:.3f} ms a step, {wall_s:.2f} s, "

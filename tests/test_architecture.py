@@ -90,6 +90,7 @@ NEVER: dict[str, set[str]] = {
     "pagestream.kernels": {"redis", "msgspec", "transformers"},
     # Their processes stay out of the way of what they measure.
     "pagestream.worker.bench.client": {"torch", "transformers"},
+    "pagestream.worker.bench.gateway": {"torch", "transformers"},
     "pagestream.worker.bench.serve": {"torch", "transformers"},
 } | {name: {"torch", "triton", "transformers", "redis", "numpy"} for name in PURE}
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import typer
+from gateway_process import GatewayProcess
 from stub_worker import StubWorker
 from typer.testing import CliRunner
 
@@ -127,6 +128,35 @@ def test_serve_loads_workers_that_run_already(bench, redis_url, queue_name, monk
         assert (code, "--max-num-seqs is the worker's" in output) == (78, True)
 
 
+def test_serve_loads_a_gateway(bench, redis_url, queue_name, tmp_path, monkeypatch):
+    keys = tmp_path / "keys.json"
+    keys.write_text('{"sk-bench": "bench"}')
+    flags = ("--api-keys", str(keys))
+    with (
+        GatewayProcess(redis_url, tmp_path, *flags) as gateway,
+        StubWorker(redis_url, queue_name),
+    ):
+        place = ("serve", *FEW, "--base-url", f"{gateway.url}/v1")
+        code, output, _ = bench(*place, "--model", queue_name)
+        assert (code, "401 Unauthorized" in output) == (69, True)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-bench")
+        code, output, figures = bench(
+            *(*place, "--model", queue_name, "--rate", "100", "inf", "--max-concurrency", "2")
+        )
+        assert code == 0, output
+        assert "through a gateway" in " ".join(output.split())
+        for run in figures["results"]:
+            summary = run["summary"]
+            assert (summary["completed"], summary["output_tokens"]) == (6, 30)
+            assert summary["tokens_an_arrival_mean"] == 1.0  # as the stub gives them
+            assert 0 < summary["ttft_ms"]["p50"] <= summary["e2el_ms"]["p50"]
+            assert run["steps"] is None
+        code, output, _ = bench(*place, "--model", "nobody")
+        assert (code, "no worker serves 'nobody'" in output) == (78, True)
+        code, output, _ = bench(*place, "--model", queue_name, "--redis-url", redis_url)
+        assert (code, "requests go to one of them" in output) == (78, True)
+
+
 # On a CPU transformers fills most of the memory with its cache, twice: that takes half a minute.
 @pytest.mark.parametrize("batching", ["static", pytest.param("continuous", marks=pytest.mark.slow)])
 def test_transformers_runs_the_same_requests(bench, batching):
@@ -182,6 +212,8 @@ def test_mistakes_are_sentences(bench, arguments, reason):
 def test_nobody_serves_or_nothing_answers(bench, redis_url, queue_name):
     code, output, _ = bench("serve", *FEW, "--redis-url", redis_url, "--model", queue_name)
     assert (code, "no worker serves" in output) == (78, True)
+    code, output, _ = bench("serve", *FEW, "--base-url", "http://127.0.0.1:1/v1")
+    assert (code, "http://127.0.0.1:1/v1 does not answer" in output) == (69, True)
     nowhere = "unix:///nowhere/socket"
     code, output, _ = bench("serve", *FEW, "--redis-url", nowhere, "--model", queue_name)
     assert (code, "Redis cannot be reached" in output) == (69, True)

@@ -83,18 +83,21 @@ class CompletionForm:
         self._with_usage = with_usage
         self._with_ids = with_ids
         self._with_event_ids = with_event_ids
+        self._has_begun = behind is not None
         self.behind = behind
 
     def opening(self) -> Iterator[Event]:
-        """What comes before the text."""
-        for message in self.beginning():
-            yield self._named(message, BEGINNING)
+        """Nothing before the first chunk: some readers measure the time to the first event."""
+        return iter(())
 
     def of(self, chunk: Chunk) -> Iterator[Event]:
         """Say what a chunk says that the reader was not told.
 
         The last event of an entry has the entry's id, `1-18`; those before it `1-18.1`, `1-18.2`.
         """
+        if not self._has_begun:
+            self._has_begun = True
+            yield from (self._named(message, BEGINNING) for message in self.beginning())
         messages = [*self.choices(chunk), *self._usage(chunk.usage)]
         is_end = chunk.finish_reason is not None
         has_failed = is_end and chunk.finish_reason not in ("stop", "length")
@@ -110,7 +113,7 @@ class CompletionForm:
         return Event({**message, "event_id": event_id}, event_id if self._with_event_ids else None)
 
     def beginning(self) -> Iterator[dict[str, Any]]:
-        """What comes before the first chunk: nothing."""
+        """What comes before the first chunk's own: nothing."""
         return iter(())
 
     def choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
@@ -153,4 +156,4 @@ async def told_in_events(job: AsyncJob, form: CompletionForm, wait_s: float) -> 
     """
     stream = job.stream(form.behind and form.behind.entry)
     first = await first_answer(stream, wait_s)
-    return event_response(stream, form, first, resumed=form.behind is not None)
+    return event_response(stream, form, first)

@@ -40,7 +40,7 @@ class Form(Protocol):
     """What ends a whole stream."""
 
     def opening(self) -> Iterable[Event]:
-        """What comes before the first chunk, when nothing has been told yet."""
+        """What is told at once."""
         ...
 
     def of(self, chunk: Chunk) -> Iterable[Event]:
@@ -51,11 +51,9 @@ class Form(Protocol):
 DONE = b"data: [DONE]\n\n"
 
 
-def event_response(
-    stream: TokenStream, form: Form, first: list[Chunk] | None, *, resumed: bool = False
-) -> StreamingResponse:
+def event_response(stream: TokenStream, form: Form, first: list[Chunk] | None) -> StreamingResponse:
     """Return the response that tells a stream to its end; `first` chunks are already taken."""
-    body = _body(stream, form, first, resumed)
+    body = _body(stream, form, first)
     return StreamingResponse(body, media_type="text/event-stream", headers=_HEADERS)
 
 
@@ -67,11 +65,9 @@ def frame(message: dict[str, Any], event_id: str | None = None) -> bytes:
     return head + b"data: %b\n\n" % _encode(message)
 
 
-async def _body(
-    stream: TokenStream, form: Form, first: list[Chunk] | None, resumed: bool
-) -> AsyncIterator[bytes]:
+async def _body(stream: TokenStream, form: Form, first: list[Chunk] | None) -> AsyncIterator[bytes]:
     async with stream:
-        opening = [] if resumed else list(form.opening())
+        opening = list(form.opening())
         yield _frames(opening)
         has_ids = any(event.id for event in opening)
         chunks = first

@@ -39,6 +39,9 @@ def _model(name: str, info: ModelInfo) -> dict[str, Any]:
         "object": "model",
         "created": 0,  # a queue has no beginning
         "owned_by": "pagestream",
+        "root": info.name,
+        "parent": None,
+        "vocab_size": info.vocab_size,
         "max_model_len": info.context_tokens,
         "has_chat_template": info.has_chat_template,
     }

@@ -5,10 +5,10 @@ torch and transformers are imported by the commands that run a model in this pro
 """
 
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ from .datasets import Dataset, Workload, check_lengths, shift_of
 from .flags import ManyValues, dataset_flags, engine_flags, of, one_of, takes
 from .metrics import read_objectives
 from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from .serve import Service
 
 FAILED, UNAVAILABLE, BAD_CONFIG = 1, 69, 78
 
@@ -172,6 +175,10 @@ def serve(
         str | None,
         typer.Option(help="Load the workers there. [default: a Redis and a worker of its own]"),
     ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="Load a gateway, as http://host:8000/v1. OPENAI_API_KEY is its key."),
+    ] = None,
     json: Json = None,
     plot: Annotated[
         Path | None,
@@ -179,7 +186,7 @@ def serve(
     ] = None,
     **flags: Any,
 ) -> None:
-    """Send requests through Redis as they would arrive, and watch every token come back."""
+    """Send requests as they would arrive, and watch every token come back."""
     arguments = dict(locals())
     with _errors_as_sentences():
         rates = rate or [inf]
@@ -191,19 +198,13 @@ def serve(
 
         from . import report
         from .plot import plot_latencies, require_matplotlib
-        from .serve import Traffic, running, started
+        from .serve import Traffic
 
         if plot:
             require_matplotlib()
         workload = _load(dataset, settings)
-        ready_s = None
         results = []
-        with ExitStack() as stack:
-            if redis_url is None:
-                service, ready_s = stack.enter_context(started(worker, Console(stderr=True)))
-            else:
-                _refuse_engine_flags(worker)
-                service = stack.enter_context(running(redis_url, settings.queue))
+        with _service(redis_url, base_url, worker, settings.queue) as (service, ready_s):
             check_lengths(workload, service.model.context_tokens)
             service.warm_up(workload)
             for place, (one, repeat) in enumerate((o, r) for o in rates for r in range(repeats)):
@@ -223,14 +224,35 @@ def serve(
                     )
                 )
         title = f"{Path(settings.model).name}, {dataset.name} ({len(workload)} requests)"
-        report.show_served(report.stdout(), f"{title}, through Redis", results)
+        title += ", through a gateway" if base_url else ", through Redis"
+        report.show_served(report.stdout(), title, results)
         if json:
             report.write_json(json, "serve", arguments, results, worker_ready_s=ready_s)
         if plot:
-            plot_latencies(results, f"{title}, through Redis, on {report.device_name()}", plot)
+            plot_latencies(results, f"{title}, on {report.device_name()}", plot)
         if errors := sorted({error for one in results for error in one.summary.errors}):
             typer.echo(f"error: requests failed: {'; '.join(errors[:5])}", err=True)
             raise typer.Exit(FAILED)
+
+
+@contextmanager
+def _service(
+    redis_url: str | None, base_url: str | None, worker: dict[str, Any], queue: str
+) -> Generator[tuple["Service", float | None]]:
+    """Yields who takes the requests, and how long it took to start if we did that."""
+    from .serve import behind_gateway, running, started
+
+    if redis_url is None and base_url is None:
+        with started(worker, Console(stderr=True)) as (service, ready_s):
+            yield service, ready_s
+        return
+    if redis_url is not None and base_url is not None:
+        raise ConfigError("--redis-url and --base-url: requests go to one of them")
+    _refuse_engine_flags(worker)
+    with (
+        behind_gateway(base_url, queue) if base_url is not None else running(redis_url or "", queue)
+    ) as service:
+        yield service, None
 
 
 def _load(dataset: Dataset, settings: WorkerSettings) -> Workload:
@@ -253,9 +275,7 @@ def _check_arrivals(rate: float, burstiness: float) -> None:
 def _refuse_engine_flags(worker: dict[str, Any]) -> None:
     given = [name for name, value in worker.items() if value is not None]
     if others := [name for name in given if name not in ("model", "revision")]:
-        raise ConfigError(
-            f"--{others[0].replace('_', '-')} is the worker's: the one at --redis-url runs already"
-        )
+        raise ConfigError(f"--{others[0].replace('_', '-')} is the worker's, and that runs already")
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """The load: sends requests when they are due, reads every token, and writes down when it came.
 
 Runs in a process of its own, so that its work takes nothing from what it measures. What it speaks
-to is a `Target`; the queue is one.
+to is a `Target`, at a `Place`: the queue is one, a gateway (`gateway.py`) another.
 Knows no engine and imports no torch.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
@@ -40,6 +41,14 @@ class Target(Protocol):
 
     async def send(self, samples: Sequence[Sample]) -> list["Reply | PagestreamError"]:
         """Send requests together; in order, their replies or why they were refused."""
+        ...
+
+
+class Place(Protocol):
+    """Where a target is; travels to the client's process."""
+
+    def open(self, requests: int) -> AbstractAsyncContextManager[Target]:
+        """Connect, for a run of so many requests."""
         ...
 
 
@@ -78,12 +87,27 @@ class QueueTarget:
         return [QueueReply(one) if isinstance(one, AsyncJob) else one for one in answers]
 
 
+@dataclass(frozen=True)
+class QueuePlace:
+    """A queue on a Redis."""
+
+    url: str
+    queue: str
+
+    @asynccontextmanager
+    async def open(self, requests: int) -> AsyncGenerator[Target]:
+        """As `Place`."""
+        # The queue's own bound is not what is measured.
+        limit = max(10_000, 2 * requests)
+        async with AsyncClient(self.url, queue=self.queue, queue_limit=limit) as client:
+            yield QueueTarget(client)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """What to send where, and when."""
 
-    url: str
-    queue: str
+    place: Place
     workload: Workload
     arrivals_s: list[float]
     max_concurrency: int | None = None
@@ -100,20 +124,16 @@ class Driven:
     """Of one core, over the run: near 1, the client was the bottleneck."""
 
 
-def drive_queue(load: Load) -> Driven:
+def drive_load(load: Load) -> Driven:
     """Main function of the client process."""
-    return asyncio.run(_drive_queue(load))
+    return asyncio.run(_drive_load(load))
 
 
-async def _drive_queue(load: Load) -> Driven:
-    # The queue's own bound is not what is measured.
-    limit = max(10_000, 2 * len(load.workload))
-    async with AsyncClient(load.url, queue=load.queue, queue_limit=limit) as client:
+async def _drive_load(load: Load) -> Driven:
+    async with load.place.open(len(load.workload)) as target:
         with progress_bar(load.title, len(load.workload)) as told:
             cpu_s, wall_s = time.process_time(), time.perf_counter()
-            lines = await drive(
-                QueueTarget(client), load.workload, load.arrivals_s, load.max_concurrency, told
-            )
+            lines = await drive(target, load.workload, load.arrivals_s, load.max_concurrency, told)
             cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
     return Driven(lines, round(cpu_s / wall_s, 3))
 

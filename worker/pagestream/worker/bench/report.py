@@ -205,9 +205,9 @@ _SERVED: Rows = {
     "goodput, requests/s": lambda run: _or_dash(run.summary.goodput_requests_per_s, "{:,.2f}"),
     "tokens an arrival": lambda run: _or_dash(run.summary.tokens_an_arrival_mean, "{:.2f}"),
     "KV waste": lambda run: _or_dash(run.kv_waste, "{:.2%}"),
-    "steps": lambda run: f"{run.steps:,}",
-    "preemptions": lambda run: f"{run.preemptions:,}",
-    "prefix hits, tokens": lambda run: f"{run.prefix_hit_tokens:,}",
+    "steps": lambda run: _or_dash(run.steps, "{:,}"),
+    "preemptions": lambda run: _or_dash(run.preemptions, "{:,}"),
+    "prefix hits, tokens": lambda run: _or_dash(run.prefix_hit_tokens, "{:,}"),
     "client CPU, of a core": lambda run: f"{run.client_cpu:.0%}",
 }
 

@@ -1,8 +1,9 @@
-"""Load through the queue: a Redis, a worker, and a client process that reads every token.
+"""Load through the queue or a gateway: workers, and a client process that reads every token.
 
 Without a `--redis-url` all of them are started for the run and end with it: the embedded server
 (AOF everysec), `pagestream worker`, and the client; as in service, each is a process of its own.
-With one, the load goes to the workers that serve the queue there, and only the client is ours.
+With one, the load goes to the workers that serve the queue there, and only the client is ours; so
+it is with a gateway's `--base-url`.
 Knows no engine and imports no torch: what the workers say in their heartbeats is read from Redis.
 """
 
@@ -32,8 +33,9 @@ from pagestream.producer.protocol import ModelInfo
 
 from ..messages import Load as EngineLoad
 from .arrivals import arrival_times
-from .client import Driven, Load, drive_queue
+from .client import Driven, Load, Place, QueuePlace, drive_load
 from .datasets import Sample, Workload, fit_to_vocabulary
+from .gateway import GatewayPlace, ServedModel
 from .metrics import Summary, summarize
 
 QUEUE = "bench"
@@ -62,12 +64,12 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     summary: Summary
     client_cpu: float
     """Share of a core that the client process took."""
-    steps: int
-    """Of all workers of the queue, as the figures below."""
-    kv_waste: float | None
+    steps: int | None = None
+    """Of all workers of the queue, as the figures below; None where nobody could ask them."""
+    kv_waste: float | None = None
     """Share of allocated token slots that held no token, over the steps."""
-    preemptions: int
-    prefix_hit_tokens: int
+    preemptions: int | None = None
+    prefix_hit_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +82,12 @@ class Traffic:
     seed: int = 0
 
 
-class Service:
-    """A queue that is served: what its workers serve, and what they have done so far."""
+class Workers:
+    """The workers of a queue: what they serve, and what their engines have done so far."""
 
     def __init__(self, url: str, queue: str) -> None:
         """Raises: UnknownModel: nobody serves the queue."""
         self.url = url
-        self.queue = queue
         self._keys = Keys(queue)
         self._redis: Redis = connect(url, client_name="bench")
         workers = _live_workers(self._redis, self._keys)
@@ -94,65 +95,14 @@ class Service:
             raise UnknownModel(
                 f"no worker serves {queue!r} on this Redis: start one, or name another --model"
             )
-        self._client = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        self.model = msgspec.json.decode(workers[0].info, type=ModelInfo)
-
-    def run(
-        self,
-        workload: Workload,
-        traffic: Traffic,
-        *,
-        repeat: int = 0,
-        shift: int = 0,
-        objectives_ms: Mapping[str, float] | None = None,
-        title: str = "",
-    ) -> Served:
-        """Send a workload and read it, in a process of its own; ids are moved by `shift`."""
-        samples = fit_to_vocabulary(workload, self.model.vocab_size, shift)
-        arrivals = arrival_times(len(samples), traffic.rate, traffic.burstiness, traffic.seed)
-        before = self.engine_load()
-        driven = self._drive(samples, arrivals, traffic.max_concurrency, title)
-        after = self.engine_load(beyond=before)
-        allocated = after.allocated_slot_steps - before.allocated_slot_steps
-        used = after.used_slot_steps - before.used_slot_steps
-        return Served(
-            rate=None if traffic.rate == float("inf") else traffic.rate,
-            repeat=repeat,
-            summary=summarize(samples, driven.timelines, objectives_ms),
-            client_cpu=driven.cpu_share,
-            steps=after.step - before.step,
-            kv_waste=round(1 - used / allocated, 5) if allocated else None,
-            preemptions=after.preemptions - before.preemptions,
-            prefix_hit_tokens=after.prefix_hit_tokens - before.prefix_hit_tokens,
-        )
-
-    def warm_up(self, workload: Workload) -> None:
-        """Run a few short requests, of ids that no run has."""
-        few = [Sample(ids, min(tokens, 4)) for ids, tokens in workload[:WARM_UP_REQUESTS]]
-        few = fit_to_vocabulary(few, self.model.vocab_size, shift=1)
-        before = self.engine_load()
-        self._drive(few, [0.0] * len(few), None, "warming up")
-        self.engine_load(beyond=before)  # a run's own figures begin after these
+        info = msgspec.json.decode(workers[0].info, type=ModelInfo)
+        self.model = ServedModel(vocab_size=info.vocab_size, context_tokens=info.context_tokens)
 
     def close(self) -> None:
-        """Close the connection and end the client process."""
-        self._client.shutdown()
+        """Close the connection."""
         self._redis.close()
 
-    def _drive(
-        self, samples: Workload, arrivals_s: list[float], max_concurrency: int | None, title: str
-    ) -> Driven:
-        load = Load(
-            url=self.url,
-            queue=self.queue,
-            workload=samples,
-            arrivals_s=arrivals_s,
-            max_concurrency=max_concurrency,
-            title=title,
-        )
-        return self._client.submit(drive_queue, load).result()
-
-    def engine_load(self, beyond: EngineLoad | None = None) -> EngineLoad:
+    def load(self, beyond: EngineLoad | None = None) -> EngineLoad:
         """Sum of what the workers' engines say, once they are idle and have stepped `beyond` it.
 
         Others may use the queue: then what there is after a few heartbeats is taken.
@@ -170,6 +120,78 @@ class Service:
             if (is_newer and not busy) or time.monotonic() > deadline_s:
                 return load
             time.sleep(POLL_S)
+
+
+class Service:
+    """A place that takes requests, its workers where they can be asked, and a client process."""
+
+    def __init__(self, place: Place, model: ServedModel, workers: Workers | None) -> None:
+        self.model = model
+        self._place = place
+        self.workers = workers
+        self._client = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+    def run(
+        self,
+        workload: Workload,
+        traffic: Traffic,
+        *,
+        repeat: int = 0,
+        shift: int = 0,
+        objectives_ms: Mapping[str, float] | None = None,
+        title: str = "",
+    ) -> Served:
+        """Send a workload and read it, in a process of its own; ids are moved by `shift`."""
+        samples = fit_to_vocabulary(workload, self.model.vocab_size, shift)
+        arrivals = arrival_times(len(samples), traffic.rate, traffic.burstiness, traffic.seed)
+        before = self.workers.load() if self.workers else None
+        driven = self._drive(samples, arrivals, traffic.max_concurrency, title)
+        return Served(
+            rate=None if traffic.rate == float("inf") else traffic.rate,
+            repeat=repeat,
+            summary=summarize(samples, driven.timelines, objectives_ms),
+            client_cpu=driven.cpu_share,
+            **(self._workers_did(before) if before else {}),
+        )
+
+    def _workers_did(self, before: EngineLoad) -> dict[str, Any]:
+        assert self.workers is not None, "there were some before"
+        after = self.workers.load(beyond=before)
+        allocated = after.allocated_slot_steps - before.allocated_slot_steps
+        used = after.used_slot_steps - before.used_slot_steps
+        return {
+            "steps": after.step - before.step,
+            "kv_waste": round(1 - used / allocated, 5) if allocated else None,
+            "preemptions": after.preemptions - before.preemptions,
+            "prefix_hit_tokens": after.prefix_hit_tokens - before.prefix_hit_tokens,
+        }
+
+    def warm_up(self, workload: Workload) -> None:
+        """Run a few short requests, of ids that no run has."""
+        few = [Sample(ids, min(tokens, 4)) for ids, tokens in workload[:WARM_UP_REQUESTS]]
+        few = fit_to_vocabulary(few, self.model.vocab_size, shift=1)
+        before = self.workers.load() if self.workers else None
+        self._drive(few, [0.0] * len(few), None, "warming up")
+        if self.workers:
+            self.workers.load(beyond=before)  # a run's own figures begin after these
+
+    def close(self) -> None:
+        """Close the connection and end the client process."""
+        self._client.shutdown()
+        if self.workers:
+            self.workers.close()
+
+    def _drive(
+        self, samples: Workload, arrivals_s: list[float], max_concurrency: int | None, title: str
+    ) -> Driven:
+        load = Load(
+            place=self._place,
+            workload=samples,
+            arrivals_s=arrivals_s,
+            max_concurrency=max_concurrency,
+            title=title,
+        )
+        return self._client.submit(drive_load, load).result()
 
 
 @contextmanager
@@ -195,11 +217,9 @@ def started(flags: Mapping[str, Any], report: Console) -> Iterator[tuple[Service
         try:
             with report.status("starting a worker ..."):
                 _wait_until_registered(worker, redis.url, log)
-            service = Service(redis.url, QUEUE)
-            try:
-                yield service, time.monotonic() - began_s
-            finally:
-                service.close()
+            ready_s = time.monotonic() - began_s
+            with running(redis.url, QUEUE) as service:
+                yield service, ready_s
         finally:
             _stop(worker)
 
@@ -212,7 +232,24 @@ def running(url: str, queue: str) -> Iterator[Service]:
         UnknownModel: there is none.
         QueueUnavailable: Redis cannot be reached.
     """
-    service = Service(url, queue)
+    workers = Workers(url, queue)
+    service = Service(QueuePlace(url, queue), workers.model, workers)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+@contextmanager
+def behind_gateway(base_url: str, model: str) -> Iterator[Service]:
+    """Use the gateway at `base_url`; what its workers do is not known.
+
+    Raises:
+        UnknownModel: it does not serve the model.
+        QueueUnavailable: it cannot be reached.
+    """
+    place = GatewayPlace(base_url, model)
+    service = Service(place, place.served_model(), None)
     try:
         yield service
     finally:
