@@ -17,6 +17,7 @@ from ..batch.batches import About
 from ..batch.files import new_id
 from ..batch.lines import Line
 from ..batch.runner import Answer
+from ..gateway.api_keys import ApiKey
 from ..gateway.app import create_app
 from ..gateway.asking import Caller, Kind, caller
 from ..gateway.bodies import Body
@@ -55,7 +56,7 @@ class InProcess:
         """Return what the gateway answers to a line; wait as long as it takes."""
         jobs = self._jobs.setdefault(about.id, {}).setdefault(line.custom_id, [])
         caller = BatchCaller(
-            tenant=about.tenant,
+            key=ApiKey(about.tenant),
             queues=self._app.state.queues,
             settings=self._app.state.settings,
             priority="low",
