@@ -96,6 +96,8 @@ NEVER: dict[str, set[str]] = {
 
 # Import name -> distribution, where they differ.
 DISTRIBUTION = {
+    "cloudcoil": "cloudcoil-models-keda",
+    "kubernetes_validate": "kubernetes-validate",
     "opentelemetry": "opentelemetry-api",
     "yaml": "pyyaml",
     "jinja2": "jinja2",

@@ -9,18 +9,17 @@ import os
 import re
 import shlex
 import signal
-import socket as socket_module
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import yaml
+from our_processes import command_line, environment, free_port, ours, process, until
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -192,35 +191,6 @@ def words_of(name: str) -> list[str]:
     return [substituted(word) for word in SERVICES[name]["command"]]
 
 
-def environment(url: str = "") -> dict[str, str]:
-    paths = os.pathsep.join(str(ROOT / room) for room in ("producer", "worker", "kernels"))
-    given = {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    return os.environ | given | ({"PAGESTREAM_REDIS_URL": url} if url else {})
-
-
-def ours(words: list[str]) -> list[str]:
-    """What the images' entry point makes of a command."""
-    main = "import sys; from pagestream.producer.cli import main; sys.exit(main())"
-    return [sys.executable, "-c", main, *words]
-
-
-def command_line(words: list[str], *more: str) -> subprocess.CompletedProcess[str]:
-    command = ours([words[0], *more])
-    if more[0] == "--help":
-        command = ours([*words, *more])
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
-
-
-@contextmanager
-def process(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A process for the length of the block; its stderr is a pipe."""
-    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
-
-
 def test_what_compose_would_start_answers_a_prompt(tmp_path: Path) -> None:
     """Every service of a plain `up`, as local processes: its own command, and its own settings."""
     with ExitStack() as stack:
@@ -270,18 +240,6 @@ def is_healthy(name: str, moved: dict[str, str]) -> bool:
         [sys.executable, *check[1:]], env=environment() | moved, capture_output=True
     )
     return probe.returncode == 0
-
-
-def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in 20 s"
-        time.sleep(0.05)
-
-
-def free_port() -> int:
-    with closing(socket_module.create_server(("127.0.0.1", 0))) as probe:
-        return probe.getsockname()[1]
 
 
 def until_answers(redis: Redis) -> None:
