@@ -41,10 +41,10 @@ def process(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Pope
             running.kill()
 
 
-def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+def until(happened: Callable[[], bool], within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
     while not happened():
-        assert time.monotonic() < deadline, "it did not happen in 20 s"
+        assert time.monotonic() < deadline, f"it did not happen in {within_s} s"
         time.sleep(0.05)
 
 
