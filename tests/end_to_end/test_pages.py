@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache, partial
@@ -78,6 +79,9 @@ def made() -> set[str]:
     return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+    "optional-dependencies"
+].keys()
 ALL = [(page, command) for page in PAGES for command in commands(page)]
 
 
@@ -87,6 +91,8 @@ def test_every_command_is_one(page: Path, command: str) -> None:
     if words[0] == "pagestream":
         assert parses(words[1:]), f"{page.name}: {command}"
         assert not parses([*words[1:], "--no-such-flag"])
+    elif words[0] == "pip":
+        assert set(re.findall(r"\w+", words[2].partition("[")[2])) <= EXTRAS
     elif words[0] == "make":
         assert words[1] in made()
     elif words[0] == "python":

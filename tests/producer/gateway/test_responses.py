@@ -63,6 +63,16 @@ def test_a_response_in_the_background(client, worker, queue_name):
     assert done.output_text == answer(8, 3)[1]
 
 
+def test_a_response_in_events_may_have_to_wait(client, worker, queue_name):
+    """What keeps the connection meanwhile is no event, also behind those that have ids."""
+    ask = {"model": queue_name, "input": "hold", "max_output_tokens": 2, "stream": True}
+    stream = client.responses.create(**ask)
+    opening = [next(stream).type for _ in range(4)]
+    assert opening[-1] == "response.content_part.added"
+    worker.released.set()
+    assert [event.type for event in stream][-1] == "response.incomplete"
+
+
 def test_a_response_can_be_cancelled(client, worker, queue_name):
     told = client.responses.create(model=queue_name, input="hold", background=True)
     assert worker.claimed.wait(20)

@@ -62,7 +62,7 @@ def test_headers_do_not_wait_for_ever(http, worker, queue_name):
     with http.stream("POST", "/v1/completions", json=body) as told:
         assert told.status_code == 200
         parts = told.iter_text()
-        assert next(parts) == "\n"
+        assert next(parts) == "\n\n"
         worker.released.set()
         assert "[DONE]" in "".join(parts)
 
@@ -197,7 +197,7 @@ def test_a_stream_that_is_broken_off_before_its_first_token_has_a_status(
     body = {"model": queue_name, "prompt": "hold", "stream": True}
     headers = {"Idempotency-Key": "held", "X-On-Disconnect": "keep"}
     with http.stream("POST", "/v1/completions", json=body, headers=headers) as told:
-        assert next(told.iter_text()) == "\n"
+        assert next(told.iter_text()) == "\n\n"
         with ProducerClient(redis_url, queue=queue_name) as producer:
             (job_id,) = ids_of(redis_url, queue_name)
             assert producer.job(job_id).cancel() == "cancelling"

@@ -97,5 +97,5 @@ def _frames(events: Iterable[Event]) -> bytes:
 
 def _nothing(has_ids: bool) -> bytes:
     # Behind an id OpenAI's client takes a blank line for an event; vLLM's benchmark loses what
-    # follows a comment.
-    return b": waiting\n" if has_ids else b"\n"
+    # follows a comment. Two, because some readers part a stream at empty lines.
+    return b": waiting\n" if has_ids else b"\n\n"
