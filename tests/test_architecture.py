@@ -29,7 +29,7 @@ TOP_LEVEL = {
     ),
     *("Makefile", "constraints.txt", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"),
     *("benchmarks", "docs", "deploy"),
-    *(".ci", ".gitignore", ".editorconfig", ".env.example", ".pre-commit-config.yaml"),
+    *(".ci", ".github", ".gitignore", ".editorconfig", ".env.example", ".pre-commit-config.yaml"),
     ".gitattributes",
 }
 

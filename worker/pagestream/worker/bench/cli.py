@@ -204,7 +204,7 @@ def serve(
             require_matplotlib()
         workload = _load(dataset, settings)
         results = []
-        with _service(redis_url, base_url, worker, settings.queue) as (service, ready_s):
+        with _service(redis_url, base_url, worker, settings) as (service, ready_s):
             check_lengths(workload, service.model.context_tokens)
             service.warm_up(workload)
             for place, (one, repeat) in enumerate((o, r) for o in rates for r in range(repeats)):
@@ -237,7 +237,7 @@ def serve(
 
 @contextmanager
 def _service(
-    redis_url: str | None, base_url: str | None, worker: dict[str, Any], queue: str
+    redis_url: str | None, base_url: str | None, worker: dict[str, Any], settings: WorkerSettings
 ) -> Generator[tuple["Service", float | None]]:
     """Yields who takes the requests, and how long it took to start if we did that."""
     from .serve import behind_gateway, running, started
@@ -249,9 +249,11 @@ def _service(
     if redis_url is not None and base_url is not None:
         raise ConfigError("--redis-url and --base-url: requests go to one of them")
     _refuse_engine_flags(worker)
-    with (
-        behind_gateway(base_url, queue) if base_url is not None else running(redis_url or "", queue)
-    ) as service:
+    if base_url is not None:
+        place = behind_gateway(base_url, settings.queue)
+    else:
+        place = running(redis_url or "", settings.queue)
+    with place as service:
         yield service, None
 
 
