@@ -1,11 +1,12 @@
-"""The traffic of `vllm bench serve` (0.25.1): its requests, and answers that its reader can read.
+"""The traffic of `vllm bench serve`: its requests, and answers that its reader can read.
 
 The requests are what the backends `openai` and `openai-chat` send, field by field. The reader knows
 less of server-sent events than a browser: what arrives at once is stripped and added to what there
 is, blank lines part messages, those with a colon first are dropped, and each of the others is
 `data: ` and JSON. So an `id:` line, or a comment that arrives alone, is the end of it.
 
-Source: vLLM, `vllm/benchmarks/serve.py` and `vllm/benchmarks/lib/endpoint_request_func.py`.
+Source: vLLM's main branch of 2026, `vllm/benchmarks/serve.py` and
+`vllm/benchmarks/lib/endpoint_request_func.py`; not compared with 0.25.1's.
 """
 
 import json
