@@ -1,7 +1,9 @@
 """The doctor finds what is planted, says how to mend it, and exits accordingly."""
 
+import hashlib
 import json
 import time
+from pathlib import Path
 
 import pytest
 import redis
@@ -9,6 +11,7 @@ from stub_worker import StubWorker
 from typer.testing import CliRunner
 
 from pagestream.producer import Client
+from pagestream.producer.acl import ROLES, rule
 from pagestream.producer.cli import build
 from pagestream.producer.doctor import Finding, examine
 
@@ -67,6 +70,80 @@ def test_a_user_with_few_rights_is_told_what_it_may_not_ask(server):
     url = f"{server.url}?username=poor&password=secret"
     levels = {one.what: one.level for one in examine(url, time.monotonic)}
     assert levels["version"] == levels["persistence"] == levels["scripts"] == "note"
+
+
+def by_what(url: str) -> dict[str, Finding]:
+    return {one.what: one for one in examine(url, time.monotonic)}
+
+
+@pytest.fixture
+def with_roles(own_server, tmp_path):
+    """A server with two queues, a user of each role on the first, and nobody who serves."""
+    sha256 = hashlib.sha256(b"secret").hexdigest()
+    users = [rule(role, "one", user=role, password_sha256=sha256) for role in ROLES]
+    path: Path = tmp_path / "users.acl"
+    path.write_text("\n".join([*users, "user default on nopass ~* &* +@all"]))
+    server = own_server("--aclfile", str(path))
+    for queue in ("one", "two"):
+        with StubWorker(server.url, queue):
+            pass
+        with Client(server.url, queue=queue) as client:
+            client.submit("x", lane="low")
+    return server
+
+
+@pytest.mark.parametrize(
+    ("role", "may"),
+    [
+        ("producer", {"scripts"}),
+        ("reader", set()),
+        ("observer", {"queue one"}),
+        ("worker", {"version", "scripts"}),
+        ("admin", {"scripts", "queue one"}),
+    ],
+)
+def test_each_role_is_told_what_it_may_not_ask_and_who_may(with_roles, role, may):
+    found = by_what(with_roles.url.replace("unix://", f"unix://{role}:secret@"))
+    asked = {"version", "persistence", "scripts", "queues", "queue one", "queue two"} & set(found)
+    denied = {what for what in asked if "this user may" in found[what].found}
+    assert asked - denied == may
+    assert all(found[what].level == "note" and found[what].fix for what in denied)
+    assert "the server's own administrator" in found["persistence"].fix
+    assert "pagestream acl" not in found["persistence"].fix, "no role may ask CONFIG"
+    if "version" in denied:
+        assert "pagestream acl worker --queue …" in found["version"].fix
+    if "queues" in denied:
+        assert "pagestream acl observer|admin --queue …" in found["queues"].fix
+    if "queue two" in found:
+        assert "pagestream acl observer --queue two" in found["queue two"].fix
+    if "queue one" in may:
+        assert found["queue one"].found == "no worker lives, and jobs wait (1)"
+
+
+def test_who_is_advised_may_ask_indeed(with_roles):
+    """The worker role is named for INFO: its doctor knows version and memory."""
+    found = by_what(with_roles.url.replace("unix://", "unix://worker:secret@"))
+    assert found["version"].level == "ok"
+    assert "MiB used" in found["memory"].found
+
+
+@pytest.mark.parametrize(
+    ("script", "level", "found"),
+    [
+        ("exit 9", "wrong", "nvidia-smi said nothing, exit status 9"),
+        ("exit 0", "wrong", "nvidia-smi said nothing, exit status 0"),
+        ("echo >&2; echo no driver >&2; exit 9", "wrong", "no driver"),
+        ("echo NVIDIA H100, 81559 MiB, 580.1", "ok", "NVIDIA H100, 81559 MiB, 580.1"),
+    ],
+)
+def test_whatever_nvidia_smi_says(server, tmp_path, monkeypatch, script, level, found):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    _, told = run("doctor", "--redis-url", server.url, "--json")
+    (gpu,) = [one for one in json.loads(told) if one["what"] == "GPU"]
+    assert (gpu["level"], gpu["found"]) == (level, found)
 
 
 def test_a_round_trip_that_is_felt(server):

@@ -95,6 +95,11 @@ def commands_of(script: str) -> set[str]:
     return found
 
 
+def roles_with(*commands: str) -> list[RoleName]:
+    """Return the roles whose users may send all of some commands, in the words of an ACL."""
+    return [name for name, role in ROLES.items() if set(commands) <= set(role.commands)]
+
+
 def rule(
     role: RoleName,
     queue: str,

@@ -4,15 +4,17 @@ Each check reads what the server says of itself; what it may not be asked (an AC
 This module knows no terminal, no GPU and no jobs.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from .acl import roles_with
 from .calls import unavailable
 from .connection import connect
-from .keys import QUEUES, Keys
+from .errors import QueueUnavailable
+from .live import Live, QueueLive
 
 TIMEOUT_S = 5.0
 SLOW_MS = 5.0
@@ -20,6 +22,7 @@ SLOW_MS = 5.0
 ROUND_TRIPS = 20
 OLDEST = (6, 2)
 
+Answer = TypeVar("Answer")
 Level = Literal["ok", "note", "wrong"]
 
 
@@ -47,9 +50,6 @@ def examine(url: str, clock: Callable[[], float]) -> list[Finding]:
     redis: Any = connect(url, client_name="pagestream-doctor", timeout_s=TIMEOUT_S)
     try:
         redis.ping()
-    except RedisError as error:
-        raise unavailable(url, error) from error
-    try:
         info = _ask(lambda: redis.info())
         settings = _ask(lambda: redis.config_get("*"))
         return [
@@ -58,8 +58,10 @@ def examine(url: str, clock: Callable[[], float]) -> list[Finding]:
             *_persistence(info, settings),
             *_memory(info, settings),
             _scripts(redis),
-            *_queues(redis),
+            *_queues(url),
         ]
+    except RedisError as error:
+        raise unavailable(url, error) from error
     finally:
         redis.close()
 
@@ -76,7 +78,7 @@ def _version(info: Mapping[str, Any] | None) -> Finding:
     if info is None:
         return Finding(
             level="note", what="version", found="this user may not ask INFO",
-            fix="run the doctor as an admin: pagestream acl admin --queue …",
+            fix=_run_as_one_with("info"),
         )  # fmt: skip
     name = "Valkey" if "valkey_version" in info else "Redis"
     version = str(info.get("valkey_version") or info["redis_version"])
@@ -110,7 +112,8 @@ def _persistence(
                 level="note",
                 what="persistence",
                 found="this user may not ask CONFIG",
-                fix="look at appendonly, appendfsync and maxmemory-policy yourself",
+                fix=_run_as_one_with("config|get")
+                + "; it looks at appendonly, appendfsync and maxmemory-policy",
             )
         ]
     if settings.get("appendonly") != "yes":
@@ -169,9 +172,12 @@ def _memory(info: Mapping[str, Any] | None, settings: Mapping[str, str] | None) 
 
 def _scripts(redis: Any) -> Finding:
     try:
-        redis.eval("return redis.call('TIME')", 1, Keys("doctor").bell)
+        redis.evalsha(redis.script_load("return 1"), 0)
     except NoPermissionError:
-        fix = "give this user a role: pagestream acl producer --queue …"
+        fix = (
+            "right for who only looks; who submits, serves or cleans up needs a role: "
+            f"{_a_user(roles_with('evalsha'))}"
+        )
         return Finding(level="note", what="scripts", found="this user may run none", fix=fix)
     except ResponseError as error:
         fix = "the server has to allow Lua scripts; every change of a job is one"
@@ -179,31 +185,61 @@ def _scripts(redis: Any) -> Finding:
     return Finding(level="ok", what="scripts", found="run")
 
 
-def _queues(redis: Any) -> list[Finding]:
+def _queues(url: str) -> list[Finding]:
+    with Live(url, timeout_s=TIMEOUT_S, retries=0) as live:
+        names = _allowed(live.queues)
+        if names is None:
+            fix = _run_as_one_with("smembers", "zcard")
+            return [Finding(level="note", what="queues", found="this user may not look", fix=fix)]
+        if not names:
+            fix = "start a worker: pagestream worker --model …"
+            return [
+                Finding(level="note", what="queues", found="none was ever served here", fix=fix)
+            ]
+        return [
+            finding
+            for name in names
+            for finding in _queue(name, _allowed(lambda name=name: live.queue(name)))
+        ]
+
+
+def _allowed(question: Callable[[], Answer]) -> Answer | None:
+    """What `Live` answers, or None where this user may not ask."""
     try:
-        names = sorted(name.decode() for name in redis.smembers(QUEUES))
-    except NoPermissionError:
-        return []
-    if not names:
-        fix = "start a worker: pagestream worker --model …"
-        return [Finding(level="note", what="queues", found="none was ever served here", fix=fix)]
-    return [finding for name in names for finding in _queue(redis, Keys(name))]
+        return question()
+    except QueueUnavailable as error:
+        if isinstance(error.__cause__, NoPermissionError):
+            return None
+        raise
 
 
-def _queue(redis: Any, keys: Keys) -> list[Finding]:
-    what = f"queue {keys.queue}"
-    workers = [name.decode() for name in redis.hkeys(keys.model)]
-    alive = [name for name in workers if redis.exists(keys.heartbeat(name))]
-    waits = sum(redis.zcard(keys.ready(lane)) for lane in ("high", "normal", "low"))
-    dead = redis.xlen(keys.dead)
-    findings = [Finding(level="ok", what=what, found=f"{len(alive)} workers live")]
+def _queue(name: str, queue: QueueLive | None) -> list[Finding]:
+    what = f"queue {name}"
+    if queue is None:
+        fix = f"as its observer: pagestream acl observer --queue {name}"
+        return [Finding(level="note", what=what, found="this user may not look", fix=fix)]
+    alive = sum(worker.is_alive for worker in queue.workers)
+    findings = [Finding(level="ok", what=what, found=f"{alive} workers live")]
     if not alive:
-        level: Level = "wrong" if waits else "note"
-        found = "no worker lives" + (", and jobs wait" if waits else "")
+        jobs = queue.waiting + queue.running
+        level: Level = "wrong" if jobs else "note"
+        found = "no worker lives" + (f", and jobs wait ({jobs})" if jobs else "")
         findings = [
             Finding(level=level, what=what, found=found, fix="start one: pagestream worker …")
         ]
-    if dead:
-        fix = f"look at them: pagestream dead list --queue {keys.queue}"
-        findings.append(Finding(level="note", what=what, found=f"{dead} dead letters", fix=fix))
+    if queue.dead_letters:
+        found = f"{queue.dead_letters} dead letters"
+        fix = f"look at them: pagestream dead list --queue {name}"
+        findings.append(Finding(level="note", what=what, found=found, fix=fix))
     return findings
+
+
+def _run_as_one_with(*commands: str) -> str:
+    """Say who may ask what this user may not."""
+    roles = roles_with(*commands)
+    one = f"as a user made by {_a_user(roles)}, or " if roles else ""
+    return f"run the doctor {one}as the server's own administrator"
+
+
+def _a_user(roles: Sequence[str]) -> str:
+    return f"pagestream acl {'|'.join(roles)} --queue …"

@@ -59,8 +59,9 @@ def _gpu() -> Finding:
     except (OSError, subprocess.TimeoutExpired) as error:
         fix = "restart the driver, or the host"
         return Finding(level="wrong", what="GPU", found=f"nvidia-smi: {error}", fix=fix)
-    if told.returncode != 0:
-        found = (told.stdout or told.stderr).strip().splitlines()[0]
+    said = [*told.stdout.strip().splitlines(), *told.stderr.strip().splitlines()]
+    if told.returncode != 0 or not told.stdout.strip():
+        found = said[0] if said else f"nvidia-smi said nothing, exit status {told.returncode}"
         return Finding(level="wrong", what="GPU", found=found, fix="mend the driver")
     return Finding(level="ok", what="GPU", found="; ".join(told.stdout.strip().splitlines()))
 
