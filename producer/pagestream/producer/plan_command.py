@@ -17,7 +17,7 @@ from rich.table import Table
 from .admin_commands import AsJson
 from .commands import errors_as_sentences
 from .errors import InvalidRequest
-from .plan import DEFAULT_LENGTHS_TOKENS, DTYPE_BYTES, GPUS, Gpu, Plan, Shape, plan
+from .plan import DEFAULT_LENGTHS_TOKENS, DTYPE_BYTES, GPUS, Gpu, Plan, Shape, check_number, plan
 
 Model = Annotated[
     str | None,
@@ -66,7 +66,7 @@ def plan_command(
             _gpu(gpu, gpu_memory, bandwidth, tflops),
             weight_bytes=_bytes_of("dtype", dtype),
             kv_bytes=_bytes_of("kv-dtype", kv_dtype),
-            overhead_gb=overhead,
+            overhead_gb=check_number("--overhead", overhead, 0.0),
             lengths_tokens=length or DEFAULT_LENGTHS_TOKENS,
         )
     if json:
@@ -79,7 +79,7 @@ def _show(planned: Plan, shape: Shape) -> None:
     console = Console()
     table = Table(box=None, show_header=False)
     for name, value in (
-        ("weights", f"{planned.weights_gb:.2f} GB ({shape.params / 1e9:.2f} B parameters)"),
+        ("weights", f"{planned.weights_gb:.2f} GB ({_parameters(shape)})"),
         ("overhead", f"{planned.overhead_gb:g} GB"),
         ("left for the KV cache", f"{planned.free_gb:.2f} GB = {planned.kv_tokens:,} tokens"),
         (
@@ -91,16 +91,22 @@ def _show(planned: Plan, shape: Shape) -> None:
     ):
         table.add_row(name, value)
     console.print(table)
-    rows = Table("tokens of a request", "fit at once", "decode, at most")
+    rows = Table("length", "free / (length x KV)", "fit in blocks of 16", "decode, at most")
     for row in planned.rows:
         speed = f"{row.decode_tokens_per_s:,.0f} tokens/s"
-        rows.add_row(f"{row.length_tokens:,}", f"{row.requests:,}", speed)
+        counts = (row.length_tokens, row.ideal_requests, row.requests)
+        rows.add_row(*(f"{count:,}" for count in counts), speed)
     console.print(rows)
     if planned.reserved_requests is not None:
         console.print(
             f"Without paging, with the whole context of {shape.context_tokens:,} tokens reserved "
             f"for each: {planned.reserved_requests:,}."
         )
+
+
+def _parameters(shape: Shape) -> str:
+    active = f", {shape.active_params / 1e9:.2f} B a token" if shape.expert_params else ""
+    return f"{shape.params / 1e9:.2f} B parameters{active}"
 
 
 def _gpu(
@@ -122,9 +128,9 @@ def _gpu(
 
 
 def _above_0(flag: str, value: float | None) -> float:
-    if value is None or value <= 0:
-        raise InvalidRequest(f"--{flag} is missing, or not above 0")
-    return value
+    if value is None:
+        raise InvalidRequest(f"--{flag} is missing: a GPU of its own needs all three numbers")
+    return check_number(f"--{flag}", value, 0.001)
 
 
 def _bytes_of(flag: str, name: str) -> float:
@@ -140,7 +146,7 @@ def _count(text: str) -> float:
         value = float(text[:-1]) * factor if factor else float(text)
     except ValueError:
         value = 0.0
-    if value < 1:
+    if not 1 <= value <= 1e15:  # nan, too
         raise InvalidRequest(f"--params {text} is not a number of parameters, like 7B or 600M")
     return value
 
