@@ -1,4 +1,11 @@
-"""Fixtures of the client's tests: a stub worker on the test's queue, dead letters, connections."""
+"""Fixtures of the client's tests: a stub worker, connections, dead letters, a terminal."""
+
+import os
+import pty
+import select
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from stub_worker import StubWorker
@@ -37,3 +44,33 @@ def bury(wire):
         worker.lease.leave()
 
     return make
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], Callable[[str], None]]]]:
+    """`terminal(*command)`: a process on a terminal, and a way to wait for words on its screen."""
+    running: list[tuple[subprocess.Popen[bytes], int]] = []
+
+    def start(*command: str) -> tuple[subprocess.Popen[bytes], Callable[[str], None]]:
+        ours, theirs = pty.openpty()
+        environment = {**os.environ, "COLUMNS": "120", "LINES": "40", "TERM": "xterm"}
+        process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+        )
+        os.close(theirs)
+        running.append((process, ours))
+
+        def wait_for(words: str) -> None:
+            seen, deadline_s = "", time.monotonic() + 30
+            while words not in seen:
+                ready, _, _ = select.select([ours], [], [], deadline_s - time.monotonic())
+                assert ready, f"{words!r} does not come: {seen[-500:]!r}"
+                seen += os.read(ours, 1 << 16).decode("utf-8", "replace")
+
+        return process, wait_for
+
+    yield start
+    for process, ours in running:
+        process.kill()
+        process.wait()
+        os.close(ours)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import threading
 import msgspec
 import pytest
 from stub_worker import StubWorker, answer
+
+from pagestream.producer.cli import ROOMS
+from pagestream.producer.help_groups import COMMANDS
 
 WITHOUT = """
 import sys
@@ -214,6 +218,41 @@ def test_help_says_what_there_is(command, words):
     done = pagestream(*command, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert [word for word in words if word not in done.stdout] == []
+
+
+def groups_of(help_text: str) -> dict[str, str]:
+    """Heading -> what stands below it."""
+    parts = re.split(r"^(\S[^:\n]*):\n", help_text, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_the_overview_is_in_groups():
+    done = pagestream("--help")
+    groups = groups_of(done.stdout)
+    assert list(groups) == ["Options", *COMMANDS]
+    for heading, names in COMMANDS.items():
+        assert re.findall(r"^  (\w+)", groups[heading], re.MULTILINE) == list(names)
+    known = [name for room in ROOMS for name in room.commands]
+    assert sorted(known) == sorted(name for names in COMMANDS.values() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "group", "shown"),
+    [
+        ("worker", "grace", "Faults and stopping", "--grace SECONDS "),
+        ("worker", "max-num-seqs", "Batch and memory", "--max-num-seqs REQUESTS "),
+        ("worker", "max-model-len", "Model", "[default: the model's]"),
+        ("up", "data", "Storage", "--data DIR "),
+        ("up", "num-blocks", "Batch and memory", "[default: what memory allows]"),
+        ("gateway", "port", "HTTP", "--port PORT "),
+        ("gateway", "redis-url", "Redis and logs", "[default: the server of `pagestream up`, else"),
+    ],
+)
+def test_flags_are_in_groups_with_units_and_defaults(command, flag, group, shown):
+    groups = groups_of(pagestream(command, "--help").stdout)
+    assert [heading for heading, text in groups.items() if f"  --{flag} " in text] == [group]
+    assert shown in " ".join(groups[group].split()) + " "
+    assert groups["Options"].split()[0] == "--help", "nothing is left without a group"
 
 
 def test_without_the_cli_extra_there_is_a_sentence():

@@ -1,16 +1,11 @@
 """`pagestream top`: one frame as text, its parts, and a real terminal through an outage."""
 
 import os
-import pty
-import select
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import msgspec
-import pytest
 import redis
 from redis_server import RedisServer
 from rich.console import Console
@@ -159,36 +154,6 @@ def test_without_redis_once_ends_with_69(tmp_path) -> None:
     done = CliRunner().invoke(build(arguments), arguments)
     assert done.exit_code == 69
     assert "Redis at unix://" in done.stderr
-
-
-@pytest.fixture
-def terminal() -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], Callable[[str], None]]]]:
-    """`terminal(*command)`: a process on a terminal, and a way to wait for words on its screen."""
-    running: list[tuple[subprocess.Popen[bytes], int]] = []
-
-    def start(*command: str) -> tuple[subprocess.Popen[bytes], Callable[[str], None]]:
-        ours, theirs = pty.openpty()
-        environment = {**os.environ, "COLUMNS": "120", "LINES": "40", "TERM": "xterm"}
-        process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
-        )
-        os.close(theirs)
-        running.append((process, ours))
-
-        def wait_for(words: str) -> None:
-            seen, deadline_s = "", time.monotonic() + 30
-            while words not in seen:
-                ready, _, _ = select.select([ours], [], [], deadline_s - time.monotonic())
-                assert ready, f"{words!r} does not come: {seen[-500:]!r}"
-                seen += os.read(ours, 1 << 16).decode("utf-8", "replace")
-
-        return process, wait_for
-
-    yield start
-    for process, ours in running:
-        process.kill()
-        process.wait()
-        os.close(ours)
 
 
 def test_a_terminal_shows_an_outage_and_its_end(

@@ -1,4 +1,4 @@
-"""The operator's commands: `info`, `show`, `delete`, `drain`, `acl`, and `dead` with its own four.
+"""The operator's commands: `show`, `delete`, `drain`, `acl`, and `dead` with its own four.
 
 Tables for people, `--json` for programs; exit codes are those of `commands`.
 This module knows the terminal: what is done is `admin`'s.
@@ -43,26 +43,6 @@ dead = typer.Typer(
 )
 
 
-def info(redis_url: RedisUrl = None, queue: Queue = None, json: AsJson = False) -> None:
-    """Show the queues: what waits and runs, which workers live, what died."""
-    with errors_as_sentences(), _admin(redis_url) as admin:
-        names = [queue] if queue else admin.queues()
-        found = [admin.status(name) for name in names]
-        if json:
-            _print_json(found)
-            return
-        queues = _table("queue", "high", "normal", "low", "running", "suspects", "dead")
-        workers = _table("queue", "worker", "alive", "jobs", "engine steps", "KV blocks free")
-        for one in found:
-            counts = [*one.unfinished.values(), one.running, one.suspects, one.dead]
-            queues.add_row(one.name, *map(str, counts))
-            for worker in one.workers:
-                counters = [worker.counters.get(name, "–") for name in ("step", "free_blocks")]
-                alive = "yes" if worker.is_alive else "no"
-                workers.add_row(one.name, worker.name, alive, str(worker.jobs), *map(str, counters))
-        _print_tables(queues, workers)
-
-
 def show(
     job_id: JobId, redis_url: RedisUrl = None, queue: Queue = None, json: AsJson = False
 ) -> None:
@@ -72,14 +52,14 @@ def show(
         if json:
             _print_json(job)
             return
-        table = _table("field", "value")
+        shown = table("field", "value")
         for name, value in job.record.items():
-            table.add_row(name, value)
-        table.add_row("reply entries", str(job.entries))
-        table.add_row("memory", f"{job.bytes:,} bytes")
+            shown.add_row(name, value)
+        shown.add_row("reply entries", str(job.entries))
+        shown.add_row("memory", f"{job.bytes:,} bytes")
         kept = "until it has finished" if job.kept_ms is None else f"{job.kept_ms / 1000:,.0f} s"
-        table.add_row("kept for", kept)
-        _print_tables(table)
+        shown.add_row("kept for", kept)
+        _print_table(shown)
 
 
 def delete(job_id: JobId, redis_url: RedisUrl = None, queue: Queue = None) -> None:
@@ -140,12 +120,12 @@ def list_letters(redis_url: RedisUrl = None, queue: Queue = None, json: AsJson =
         if json:
             _print_json([_shown(letter) for letter in letters])
             return
-        table = _table("job", "died (UTC)", "reason", "crashes", "tenant", "last worker", "error")
+        shown = table("job", "died (UTC)", "reason", "crashes", "tenant", "last worker", "error")
         for one in letters:
             error = (one.error or one.message).strip().splitlines() or [""]
             cells = (_when(one.died_ms), one.reason, str(one.crashes), one.tenant, one.worker)
-            table.add_row(one.id or one.letter, *cells, error[-1])
-        _print_tables(table)
+            shown.add_row(one.id or one.letter, *cells, error[-1])
+        _print_table(shown)
 
 
 @dead.command("show")
@@ -161,10 +141,10 @@ def show_letter(
         if json:
             _print_json(shown)
             return
-        table = _table("field", "value")
+        fields = table("field", "value")
         for field, value in shown.items():
-            table.add_row(field, value if isinstance(value, str) else _json(value))
-        _print_tables(table)
+            fields.add_row(field, value if isinstance(value, str) else _json(value))
+        _print_table(fields)
 
 
 @dead.command("retry")
@@ -194,7 +174,7 @@ def purge_letters(
 
 def register(app: typer.Typer) -> None:
     """Add the operator's commands to the command line."""
-    for command in (info, show, delete, drain, acl):
+    for command in (show, delete, drain, acl):
         app.command()(command)
     app.add_typer(dead, name="dead")
 
@@ -262,15 +242,14 @@ def _print_json(value: Any) -> None:
     sys.stdout.write(_json(value) + "\n")
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
+def table(*columns: str) -> Table:
+    """Return a table without lines, whose long words are folded."""
+    made = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+        made.add_column(column, overflow="fold")
+    return made
 
 
-def _print_tables(*tables: Table) -> None:
-    console = Console(markup=False, highlight=False)
-    for table in tables:
-        if table.row_count:
-            console.print(table)
+def _print_table(shown: Table) -> None:
+    if shown.row_count:
+        Console(markup=False, highlight=False).print(shown)

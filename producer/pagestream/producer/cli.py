@@ -47,10 +47,11 @@ ROOMS = (
     Room("pagestream.producer.commands", ("generate", "chat"), ("typer", "rich"), "cli"),
     Room(
         "pagestream.producer.admin_commands",
-        ("info", "show", "delete", "drain", "acl", "dead"),
+        ("show", "delete", "drain", "acl", "dead"),
         ("typer", "rich"),
         "cli",
     ),
+    Room("pagestream.producer.info_command", ("info",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.job_commands", ("ls", "tail", "cancel"), ("typer", "rich"), "cli"),
     Room("pagestream.producer.doctor_command", ("doctor",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.top", ("top",), ("typer", "rich"), "cli"),
@@ -84,9 +85,13 @@ def build(arguments: list[str]) -> Any:
     """Return a typer app with the commands that `arguments` may mean."""
     import typer
 
+    from .help_groups import WIDTH_MAX, Overview
+
     app = typer.Typer(
+        cls=Overview,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        context_settings={"max_content_width": WIDTH_MAX},
         rich_markup_mode=None,  # it would take "[default: …]" for markup
         help="LLM jobs over Redis Streams: enqueue prompts, read tokens, run workers.",
     )

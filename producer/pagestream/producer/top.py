@@ -1,22 +1,20 @@
 """`pagestream top`: queues, workers, batches, KV blocks and slow requests, live in a terminal.
 
-This module knows the terminal and time: what is read is `live`'s, how it looks is `top_frame`'s.
+This module knows the terminal: what is read is `live`'s, how it looks is `top_frame`'s.
 """
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
-from rich.live import Live as Screen
 
 from .commands import RedisUrl, errors_as_sentences
 from .embedded import default_url
-from .errors import QueueUnavailable
 from .live import Live, QueueLive
 from .top_frame import frame
+from .watching import Interval, watch
 
 CURVE_FRAMES = 24
 """Frames that a worker's curve of tokens a second shows."""
@@ -64,9 +62,7 @@ def top(
     queue: Annotated[
         str | None, typer.Option(help="Show this queue only.", envvar="PAGESTREAM_QUEUE")
     ] = None,
-    interval: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between frames; workers report once a second.")
-    ] = 1.0,
+    interval: Interval = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
 ) -> None:
     """Watch queues and workers: batches, KV blocks, tokens a second, the slowest requests.
@@ -80,23 +76,9 @@ def top(
             shown.read()
             console.print(shown.picture(console.width))
         else:
-            _watch(shown, console, interval)
-
-
-def _watch(shown: Top, console: Console, interval_s: float) -> None:
-    """Draw frames until interrupted; an outage of Redis is shown, and waited for."""
-    with Screen(console=console, screen=True, auto_refresh=False) as screen:
-        try:
-            while True:
-                trouble = ""
-                try:
-                    shown.read()
-                except QueueUnavailable as error:
-                    trouble = str(error)
-                screen.update(shown.picture(console.width, trouble), refresh=True)
-                time.sleep(interval_s)
-        except KeyboardInterrupt:
-            return
+            watch(
+                console, interval, shown.read, lambda trouble: shown.picture(console.width, trouble)
+            )
 
 
 def register(app: typer.Typer) -> None:

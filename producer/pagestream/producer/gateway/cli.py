@@ -3,45 +3,65 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..commands import LogFormat, RedisUrl, errors_as_sentences
+from ..commands import errors_as_sentences
+from ..help_groups import GroupedCommand
 from ..logs import log_to_stderr
 
 DRAIN_S = 10
 """Seconds that open answers get to end after SIGTERM; what is cut goes on at another gateway."""
 
-Host = Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")]
-Port = Annotated[int | None, typer.Option(help="Port to listen on. [default: 8000]")]
+HTTP, JOBS, REDIS = "HTTP", "Jobs", "Redis and logs"
+
+
+def _flag(group: str, unit: str, help: str) -> Any:
+    return typer.Option(help=help, metavar=unit, rich_help_panel=group)
+
+
+Host = Annotated[str | None, _flag(HTTP, "ADDRESS", "Listen on. [default: 127.0.0.1]")]
+Port = Annotated[int | None, _flag(HTTP, "PORT", "Listen on. [default: 8000]")]
 Keys = Annotated[
     Path | None,
-    typer.Option(help='JSON file of API keys, {"key": "tenant"}. [default: nobody is asked]'),
-]
-Grace = Annotated[
-    float | None,
-    typer.Option(help="Seconds until a job that nobody reads any more is cancelled. [default: 5]"),
+    _flag(HTTP, "FILE", 'JSON of API keys, {"key": "tenant"}. [default: nobody is asked]'),
 ]
 Wait = Annotated[
     float | None,
-    typer.Option(help="Seconds a stream's headers wait for its first token. [default: 5]"),
+    _flag(HTTP, "SECONDS", "A stream's headers wait so long for its first token. [default: 5]"),
+]
+Grace = Annotated[
+    float | None,
+    _flag(JOBS, "SECONDS", "Until a job that nobody reads any more is cancelled. [default: 5]"),
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(help="Unfinished jobs of a tenant on a queue before 429. [default: 10000]"),
+    _flag(JOBS, "JOBS", "Unfinished ones of a tenant on a queue before 429. [default: 10000]"),
+]
+Url = Annotated[
+    str | None,
+    _flag(
+        *(REDIS, "URL"),
+        "redis://, rediss://, unix:// or redis+sentinel://. "
+        "[default: the server of `pagestream up`, else redis://localhost:6379/0]",
+    ),
+]
+Format = Annotated[
+    str | None,
+    _flag(REDIS, "FORMAT", "pretty, or json: one object a line. [default: pretty]"),
 ]
 
 
 def gateway(
-    redis_url: RedisUrl = None,
+    redis_url: Url = None,
     host: Host = None,
     port: Port = None,
     api_keys: Keys = None,
     disconnect_grace: Grace = None,
     first_entry_wait: Wait = None,
     queue_limit: Limit = None,
-    log_format: LogFormat = None,
+    log_format: Format = None,
 ) -> None:
     """Serve OpenAI's HTTP API over the queues of one Redis."""
     import uvicorn
@@ -81,4 +101,4 @@ def _leave(signum: int, frame: object) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(gateway)
+    app.command(cls=GroupedCommand)(gateway)
