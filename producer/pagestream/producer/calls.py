@@ -43,8 +43,8 @@ def may_pass(error: Exception) -> bool:
 
 def mask_password(url: str) -> str:
     """Return a Redis URL as it may be shown: without its password."""
-    masked = re.sub(r"//([^/@:]*):([^/@]*)@", r"//\1:***@", url)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", masked)
+    masked = re.sub(r"//([^/@:]*):.*@", r"//\1:***@", url)
+    return re.sub(r"([?&](sentinel_)?password=)[^&]*", r"\1***", masked)
 
 
 def unavailable(url: str, error: Exception) -> QueueUnavailable:

@@ -41,6 +41,8 @@ class Room:
 
 _WORKER_NEEDS = ("torch", "transformers", "safetensors", "pydantic", "pydantic_settings")
 
+_SETTINGS_NEEDS = ("typer", "rich", "pydantic_settings")
+
 _GATEWAY_NEEDS = ("typer", "rich", "fastapi", "uvicorn", "pydantic_settings")
 
 ROOMS = (
@@ -57,6 +59,7 @@ ROOMS = (
     Room("pagestream.producer.top", ("top",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.plan_command", ("plan",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.tenant_commands", ("tenants",), ("typer", "rich"), "cli"),
+    Room("pagestream.producer.config_command", ("config",), _SETTINGS_NEEDS, "gateway"),
     Room("pagestream.producer.gateway.cli", ("gateway",), _GATEWAY_NEEDS, "gateway"),
     Room("pagestream.producer.jobs.batch_command", ("batch",), _GATEWAY_NEEDS, "gateway"),
     Room("pagestream.producer.jobs.cli", ("jobs",), (*_GATEWAY_NEEDS, "arq"), "jobs"),

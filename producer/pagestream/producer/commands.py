@@ -1,8 +1,8 @@
 """`pagestream generate` and `pagestream chat`: a prompt in, its tokens on the terminal.
 
 Exit codes: 0 done, 1 the job failed, 2 the request is wrong, 69 no Redis or no such model, 75 try
-again later (the queue is full, the tenant sends too fast, the job was lost), 78 not installed, 130
-interrupted.
+again later (the queue is full, the tenant sends too fast, the job was lost), 78 not installed or
+settings that cannot work, 130 interrupted.
 This module knows the client and the terminal: no Redis.
 """
 
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from .embedded import default_url
 from .errors import (
+    BadSettings,
     InvalidRequest,
     JobLost,
     NotDurable,
@@ -34,7 +35,7 @@ from .request import SubmitOptions
 from .store import JobStore
 from .sync import Client, Job
 
-FAILED, WRONG, UNAVAILABLE, LATER, INTERRUPTED = 1, 2, 69, 75, 130
+FAILED, WRONG, UNAVAILABLE, LATER, BAD_SETTINGS, INTERRUPTED = 1, 2, 69, 75, 78, 130
 TIMEOUT_MS = 3_000
 """How long a command tries to reach Redis: somebody is looking at it."""
 
@@ -285,6 +286,7 @@ def exit_code(error: PagestreamError) -> int:
         QueueFull: LATER,
         RateLimited: LATER,
         JobLost: LATER,
+        BadSettings: BAD_SETTINGS,
         InvalidRequest: WRONG,
     }
     return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)

@@ -23,6 +23,12 @@ class InvalidRequest(PagestreamError):
         self.param = param or self.param
 
 
+class BadSettings(InvalidRequest):
+    """The settings of a process cannot work: a value, two together, or an unknown variable."""
+
+    code = "bad_settings"
+
+
 class UnsupportedParameter(InvalidRequest):
     """A known parameter has a value that is not implemented; its neutral value is accepted."""
 

@@ -10,9 +10,9 @@ from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
     "Use it": ("generate", "chat", "tail", "cancel"),
-    "Run it": ("up", "worker", "gateway"),
+    "Run it": ("up", "worker", "gateway", "jobs"),
     "Look at it": ("info", "top", "ls", "show", "doctor", "plan"),
-    "Operate it": ("drain", "delete", "dead", "tenants", "acl", "bench", "chaos"),
+    "Operate it": ("config", "drain", "delete", "dead", "tenants", "acl", "bench", "chaos"),
 }
 """Heading -> commands, in the order in which they are shown."""
 

@@ -5,9 +5,9 @@ is known. It builds the engine's `EngineConfig` and knows nothing of how the set
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pagestream.producer.errors import InvalidRequest
@@ -15,7 +15,7 @@ from pagestream.producer.keys import CRASH_CAP, HEARTBEAT_TTL_MS, check_name
 from pagestream.producer.logs import LogFormat
 from pagestream.producer.settings import read
 
-from .config import EngineConfig
+from .config import BLOCK_TOKENS, EngineConfig
 from .errors import ConfigError
 from .models.hub import DEMO
 
@@ -56,6 +56,28 @@ class WorkerSettings(BaseSettings):
     log_jobs: bool = False
     log_prompts: bool = False
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        """Refuse a name that no queue can have, and values that contradict each other."""
+        try:
+            _ = self.queue
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        budget_tokens = max(self.max_num_batched_tokens, self.max_num_seqs)
+        if self.max_mixed_tokens is not None and self.max_mixed_tokens > budget_tokens:
+            raise ValueError(
+                f"--max-mixed-tokens {self.max_mixed_tokens} is more than any step's budget, "
+                f"{budget_tokens}: lower it, or raise --max-num-batched-tokens"
+            )
+        if self.num_blocks is not None and self.max_model_len is not None:
+            held_tokens = (self.num_blocks - 1) * BLOCK_TOKENS  # block 0 is never given out
+            if held_tokens < self.max_model_len:
+                raise ValueError(
+                    f"--num-blocks {self.num_blocks} hold {held_tokens} tokens, not one request of "
+                    f"--max-model-len {self.max_model_len}: raise the one, or lower the other"
+                )
+        return self
+
     @property
     def queue(self) -> str:
         """The queue the worker serves: the name clients ask for.
@@ -95,6 +117,7 @@ def read_settings(**flags: Any) -> WorkerSettings:
     """Return the settings: flags that are not None, then variables, then defaults.
 
     Raises:
-        ConfigError: a value is missing or out of range; the message names the flag.
+        ConfigError: a value is missing or out of range, two contradict each other, or a variable
+            is unknown; the message names them.
     """
     return read(WorkerSettings, flags, error=ConfigError)

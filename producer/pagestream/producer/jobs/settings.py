@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..embedded import default_url
-from ..errors import InvalidRequest
+from ..errors import BadSettings
 from ..logs import LogFormat
 from ..settings import read
 
@@ -32,6 +32,6 @@ def read_settings(**flags: Any) -> JobsSettings:
     """Return the settings: flags that are not None, then variables, then defaults.
 
     Raises:
-        InvalidRequest: a value is out of range; the message names the flag.
+        BadSettings: a value is out of range, or a variable unknown; the message names it.
     """
-    return read(JobsSettings, flags, error=InvalidRequest)
+    return read(JobsSettings, flags, error=BadSettings)
