@@ -2,17 +2,14 @@
 
 import asyncio
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stub_engine import StubOptions, expected_ids
+from stub_process import Process
 from tiny_tokenizer import save_byte_level
 from worker_harness import Client, Worker
 
@@ -23,50 +20,6 @@ from pagestream.worker.errors import ConfigError
 from pagestream.worker.loading import LoadingBar
 from pagestream.worker.messages import Sampling
 from pagestream.worker.settings import read_settings
-
-ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 30.0
-
-# `pagestream worker` with the stub in place of the engine.
-_MAIN = """
-import json, sys
-from functools import partial
-from stub_engine import StubOptions, build_stub
-from pagestream.producer.logs import log_to_stderr
-from pagestream.worker.service import run_worker
-from pagestream.worker.settings import read_settings
-
-if __name__ == "__main__":
-    log_to_stderr()
-    flags, options = (json.loads(text) for text in sys.argv[1:])
-    sys.exit(run_worker(read_settings(**flags), partial(build_stub, StubOptions(**options))))
-"""
-
-
-class Process:
-    def __init__(self, folder: Path, flags: dict[str, Any], options: dict[str, Any]) -> None:
-        script = folder / "worker_main.py"
-        script.write_text(_MAIN)
-        rooms = [str(ROOT / room) for room in ("producer", "kernels", "worker", "tests")]
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", str(script), json.dumps(flags), json.dumps(options)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(rooms)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.log: list[str] = []
-
-    def wait_log(self, pattern: str) -> str:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(line)
-            if re.search(pattern, line):
-                return line
-        raise AssertionError(f"no line with {pattern!r} in\n{''.join(self.log)}")
-
-    def wait(self) -> int:
-        self.log += self.process.communicate(timeout=TIMEOUT_S)[1].splitlines(keepends=True)
-        return self.process.returncode
 
 
 @pytest.fixture
@@ -224,7 +177,6 @@ def test_no_redis(spawn: Callable[..., Process]) -> None:
         ({"refuse": "cannot be served"}, {}, 78, "cannot be served"),
         ({}, {"model": "/nowhere/model"}, 78, "/nowhere/model"),
         ({}, {"redis_url": "http://x"}, 78, "http://"),
-        ({}, {"served_model_name": "a b"}, 78, "--served-model-name"),
         ({}, {"durability": "strict"}, 78, "appendfsync everysec"),
     ],
 )

@@ -33,7 +33,7 @@ def test_flags_reach_the_settings(app: typer.Typer, monkeypatch: pytest.MonkeyPa
         "--heartbeat-ttl 2 --step-stall 8 --max-crashes 4 --health-port 8001 --durability strict"
     )
     last = "--no-enable-prefix-caching --device cpu --redis-patience 7 --deterministic"
-    logs = "--log-format json --log-jobs --log-prompts"
+    logs = "--log-format json --log-jobs --log-prompts --work-stall 9"
     result = CliRunner().invoke(
         app,
         ["worker", *f"{flags} {more} {rest} {last} {faults} {logs} --max-mixed-tokens 9".split()],
@@ -47,6 +47,7 @@ def test_flags_reach_the_settings(app: typer.Typer, monkeypatch: pytest.MonkeyPa
         "redis_patience": 7.0, "deterministic": True, "max_mixed_tokens": 9,
         "heartbeat_ttl": 2.0, "step_stall": 8.0, "max_crashes": 4, "health_port": 8001,
         "durability": "strict", "log_format": "json", "log_jobs": True, "log_prompts": True,
+        "work_stall": 9.0,
     }  # fmt: skip
     assert seen[0].model_dump() == wanted
 
@@ -65,4 +66,9 @@ def test_bad_settings_are_a_sentence(app: typer.Typer) -> None:
     result = CliRunner().invoke(app, ["worker", "--model", "m", "--dtype", "int3"])
     assert result.exit_code == 78
     assert "--dtype" in result.output
+    result = CliRunner().invoke(app, ["worker", "--served-model-name", "a b"])
+    assert (result.exit_code, "choose another with --served-model-name" in result.output) == (
+        78,
+        True,
+    )
     assert CliRunner().invoke(app, ["worker", "--nonsense"]).exit_code == 2

@@ -41,6 +41,7 @@ from .flags import (
     Revision,
     ServedName,
     StepStall,
+    WorkStall,
 )
 from .service import BAD_CONFIG, REDIS_UNAVAILABLE, run_worker
 from .settings import read_settings
@@ -67,6 +68,7 @@ def worker(
     redis_patience: RedisPatience = None,
     heartbeat_ttl: HeartbeatTtl = None,
     step_stall: StepStall = None,
+    work_stall: WorkStall = None,
     max_crashes: MaxCrashes = None,
     durability: Durability = None,
     health_port: HealthPort = None,
@@ -99,6 +101,7 @@ def up(
     name: Name = None,
     grace: Grace = None,
     step_stall: StepStall = None,
+    work_stall: WorkStall = None,
     max_crashes: MaxCrashes = None,
     health_port: HealthPort = None,
     max_model_len: MaxModelLen = None,

@@ -163,6 +163,13 @@ StepStall = Annotated[
         unit="SECONDS",
     ),
 ]
+WorkStall = Annotated[
+    float | None,
+    _flag(
+        *(FAULTS, "work_stall", "A worker that leaves its work undone for so long exits with 75."),
+        unit="SECONDS",
+    ),
+]
 MaxCrashes = Annotated[
     int | None,
     _flag(

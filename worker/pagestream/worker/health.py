@@ -1,7 +1,7 @@
 """What a probe is told: whether this worker is alive, and whether it takes jobs.
 
 `Health` is written by the threads that know and read by the one that answers HTTP. Alive means that
-the loop gets on, or knows that Redis is away and tries again; ready means that it serves now.
+the watchdog finds no stall: an outage of Redis is none; ready means that it serves now.
 This module knows no jobs, no Redis and no engine.
 """
 
@@ -15,11 +15,6 @@ from types import MappingProxyType
 
 from .errors import ConfigError
 
-STUCK_S = 60.0
-"""A worker that has neither reached Redis nor failed to for so long hangs: beyond every timeout of
-a connection, so that an outage is never taken for it."""
-
-
 Page = Callable[[], tuple[str, bytes]]
 """Makes what a path answers beside the probes: content type and body."""
 
@@ -30,8 +25,12 @@ class Health:
     def __init__(self, answer_s: float) -> None:
         """A worker is ready only if Redis has answered within the last `answer_s`."""
         self._answer_s = answer_s
-        self._answered_s = self._tried_s = time.monotonic()
+        self._answered_s = time.monotonic()
         self._refuses: Callable[[], str] | None = None
+        self.calls = 0
+        """Calls to Redis that have ended, well or badly."""
+        self.stalled = ""
+        """Why the watchdog would have the process replaced, or nothing."""
 
     def serves(self, refuses: Callable[[], str]) -> None:
         """The worker is registered; `refuses()` says why it takes no jobs now, or nothing."""
@@ -40,18 +39,16 @@ class Health:
 
     def answered(self) -> None:
         """Redis has answered a call."""
-        self._answered_s = self._tried_s = time.monotonic()
+        self._answered_s = time.monotonic()
+        self.calls += 1
 
     def failed(self) -> None:
         """Redis has not answered, or refused; the call will be made again."""
-        self._tried_s = time.monotonic()
+        self.calls += 1
 
     def not_alive(self) -> str:
         """Return why the process should be replaced, or nothing."""
-        stuck_s = time.monotonic() - self._tried_s
-        if self._refuses is not None and stuck_s > STUCK_S:
-            return f"no call to Redis has ended for {stuck_s:.0f} s"
-        return ""
+        return self.stalled
 
     def not_ready(self) -> str:
         """Return why the worker takes no jobs now, or nothing."""

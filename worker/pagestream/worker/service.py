@@ -1,8 +1,9 @@
 """A worker: an engine process, the queue loop, and what lies between its start and its exit status.
 
     0  drained, or stopped before it took a job      70  the engine failed, or died too often
-    69 Redis cannot be reached at the start          75  Redis stayed away, or the name is taken
-    78 the settings or the model cannot work         (2  wrong flags)
+    69 Redis cannot be reached at the start          75  Redis stayed away, the name is taken, or
+    78 the settings or the model cannot work             the worker stalled
+                                                     (2  wrong flags)
 This module knows no jobs and no steps.
 """
 
@@ -42,6 +43,7 @@ from .queue.lease import Lease
 from .queue.loop import EngineLost, QueueLoop, StopFlag
 from .queue.tokenizer import Tokenizer
 from .settings import WorkerSettings
+from .stalls import check_timeouts, watchdog
 from .tracing import JobTracer, exporting
 
 logger = logging.getLogger(__name__)
@@ -135,6 +137,7 @@ def _serve(
         ) from error
     if settings.durability == "strict":
         check_fsync_always(_append_settings(redis))
+    check_timeouts(redis, settings.work_stall)
     directory = resolve(settings.model, settings.revision, weights=False)
     engine.start()
     tokenizer = Tokenizer.load(directory)
@@ -172,7 +175,8 @@ def _serve(
     )
     try:
         monitor.serves(loop, ready, keys.queue, worker)
-        loop.run()
+        with watchdog(loop, engine, redis, keys, monitor, limit_s=settings.work_stall):
+            loop.run()
     except EngineLost:
         _leave(lease)
         raise

@@ -38,6 +38,7 @@ class WorkerSettings(BaseSettings):
     redis_patience: float = Field(default=600.0, gt=0)
     heartbeat_ttl: float = Field(default=HEARTBEAT_TTL_MS / 1000, ge=0.3)
     step_stall: float = Field(default=30.0, gt=0)
+    work_stall: float = Field(default=60.0, ge=1, le=3600)
     max_crashes: int = Field(default=CRASH_CAP, ge=1)
     durability: Literal["server", "strict"] = "server"
     health_port: int | None = Field(default=None, ge=1, le=65535)

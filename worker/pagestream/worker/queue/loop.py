@@ -132,6 +132,18 @@ class QueueLoop:
             return "it is draining"
         return "" if self._engine.is_up else "the engine is being started again"
 
+    def undone(self) -> tuple[str, object]:
+        """Return what here should get on, or nothing, and what tells it apart; from any thread."""
+        for job in list(self._held):
+            if job.request is None and job.reason is None and not job.is_returning:
+                return f"job {job.id} is claimed and not prepared", job.request_id
+        return "", None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job is held; from any thread."""
+        return not self._held
+
     def debug(self) -> bytes:
         """Return the jobs and what the engine last showed of its scheduler, as JSON.
 
