@@ -1,11 +1,16 @@
 """The worker room's commands: flags reach the settings, mistakes are sentences."""
 
+import socket
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from pagestream.producer import cli as producer_cli
 from pagestream.worker import cli
 from pagestream.worker.settings import WorkerSettings
 
@@ -52,14 +57,72 @@ def test_flags_reach_the_settings(app: typer.Typer, monkeypatch: pytest.MonkeyPa
     assert seen[0].model_dump() == wanted
 
 
-def test_up_starts_a_server_for_the_worker(
-    app: typer.Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
+@pytest.fixture
+def up(
+    app: typer.Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str]]:
+    """`up(serve, *flags)`: `pagestream up` with `serve` in place of a worker."""
+
+    def run(serve: Callable[[WorkerSettings], int], *flags: str) -> tuple[int, str]:
+        monkeypatch.setattr(cli, "run_worker", serve)
+        arguments = ["up", "--model", "m", "--data", str(tmp_path / "data"), *flags]
+        done = CliRunner().invoke(app, arguments)
+        return done.exit_code, done.output
+
+    return run
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_up_starts_a_server_for_the_worker(up: Callable[..., tuple[int, str]]) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(cli, "run_worker", lambda settings: seen.append(settings.redis_url) or 0)
-    result = CliRunner().invoke(app, ["up", "--model", "m", "--data", str(tmp_path / "data")])
-    assert result.exit_code == 0, result.output
+    status, said = up(lambda settings: seen.append(settings.redis_url) or 0, "--no-gateway")
+    assert (status, "gateway" in said) == (0, False), said
     assert seen[0].startswith("unix://")
+
+
+def test_up_starts_a_gateway_for_as_long_as_the_worker(up: Callable[..., tuple[int, str]]) -> None:
+    port = free_port()
+    seen: list[int] = []
+
+    def serve(settings: WorkerSettings) -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=10) as answer:
+            seen.append(answer.status)
+        return 75
+
+    status, said = up(serve, "--port", str(port))
+    assert (status, seen) == (75, [200]), said
+    assert f"OpenAI's API is at http://127.0.0.1:{port}/v1" in said
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=10)
+
+
+def test_up_goes_on_without_a_gateway_that_is_not_installed(
+    up: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = producer_cli.find_spec
+    monkeypatch.setattr(
+        producer_cli, "find_spec", lambda name: None if name == "fastapi" else found(name)
+    )
+    status, said = up(lambda settings: 0)
+    assert status == 0
+    assert said.splitlines()[1:] == [
+        "no gateway: `pagestream gateway` needs fastapi, which is not installed: "
+        "pip install 'pagestream[gateway]'"
+    ]
+
+
+def test_up_says_that_a_port_is_taken(up: Callable[..., tuple[int, str]]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        status, said = up(lambda settings: 0, "--port", str(port))
+    assert status == 78
+    assert f"cannot listen on 127.0.0.1 port {port}" in said
+    assert "choose another --port, or leave it out by --no-gateway" in said
 
 
 def test_bad_settings_are_a_sentence(app: typer.Typer) -> None:

@@ -74,6 +74,13 @@ def sentence(command: str, missing: str, extra: str) -> str:
     return f"`{command}` needs {missing}, which is not installed: pip install 'pagestream[{extra}]'"
 
 
+def missing_extra(command: str) -> str:
+    """Say what to do about a command that is not installed; nothing about one that is."""
+    (room,) = [one for one in ROOMS if command in one.commands]
+    missing = room.missing()
+    return "" if missing is None else sentence(f"pagestream {command}", missing, room.extra)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits."""
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from .admin_commands import AsJson, table
-from .cli import MISSING_EXTRA, ROOMS, build, sentence
+from .cli import MISSING_EXTRA, build, missing_extra
 from .commands import BAD_SETTINGS, WRONG
 from .connection import connect
 from .errors import InvalidRequest
@@ -79,9 +79,8 @@ def check(
 
 def _flags(service: str, arguments: list[str]) -> dict[str, Any]:
     """Parse flags as the process's own command does."""
-    (room,) = [one for one in ROOMS if service in one.commands]
-    if (missing := room.missing()) is not None:
-        typer.echo(sentence(f"pagestream {service}", missing, room.extra), err=True)
+    if missing := missing_extra(service):
+        typer.echo(missing, err=True)
         raise typer.Exit(MISSING_EXTRA)
     group: Any = typer.main.get_command(build([service]))
     context = group.commands[service].make_context(service, arguments)

@@ -9,7 +9,7 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
-    "Use it": ("generate", "chat", "tail", "cancel"),
+    "Use it": ("generate", "chat", "batch", "tail", "cancel"),
     "Run it": ("up", "worker", "gateway", "jobs"),
     "Look at it": ("info", "top", "ls", "show", "doctor", "plan"),
     "Operate it": ("config", "drain", "delete", "dead", "tenants", "acl", "bench", "chaos"),

@@ -4,23 +4,27 @@ What the flags are is `flags`', what is done with them `service`'s. Every flag i
 `PAGESTREAM_…` variable.
 """
 
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 
 import typer
 
+from pagestream.producer.cli import missing_extra
+from pagestream.producer.commands import INTERRUPTED
 from pagestream.producer.embedded import EmbeddedRedis, default_directory
-from pagestream.producer.errors import PagestreamError
+from pagestream.producer.errors import PagestreamError, QueueUnavailable
 from pagestream.producer.help_groups import GroupedCommand
 from pagestream.producer.logs import log_to_stderr
 
 from .flags import (
+    Data,
     Deterministic,
     Device,
     Dtype,
     Durability,
     GpuMemory,
     Grace,
+    HasGateway,
     HealthPort,
     HeartbeatTtl,
     LoadFormat,
@@ -35,6 +39,7 @@ from .flags import (
     Model,
     Name,
     NumBlocks,
+    Port,
     PrefixCaching,
     RedisPatience,
     RedisUrl,
@@ -44,18 +49,7 @@ from .flags import (
     WorkStall,
 )
 from .service import BAD_CONFIG, REDIS_UNAVAILABLE, run_worker
-from .settings import read_settings
-
-STORAGE = "Storage"
-
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        help="Where the jobs are kept between runs. [default: ~/.local/state/pagestream/redis]",
-        metavar="DIR",
-        rich_help_panel=STORAGE,
-    ),
-]
+from .settings import WorkerSettings, read_settings
 
 
 def worker(
@@ -91,7 +85,14 @@ def worker(
 
     SIGTERM or Ctrl-C once: take no new job and let the running ones finish; twice: hand them back.
     """
-    raise typer.Exit(_run(dict(locals())))
+    try:
+        settings = read_settings(**dict(locals()))
+        log_to_stderr(settings.log_format)
+        status = run_worker(settings)
+    except PagestreamError as error:
+        typer.echo(f"error: {error}", err=True)
+        status = BAD_CONFIG
+    raise typer.Exit(status)
 
 
 def up(
@@ -119,27 +120,53 @@ def up(
     log_jobs: LogJobs = None,
     log_prompts: LogPrompts = None,
     data: Data = None,
+    gateway: HasGateway = True,
+    port: Port = None,
 ) -> None:
-    """Start an embedded Redis server and a worker on it, in one command."""
+    """Start an embedded Redis server, a worker on it, and a gateway, in one command.
+
+    Ctrl-C once: the worker lets its running jobs finish, then all of it ends.
+    """
     flags = dict(locals())
+    has_gateway, port = flags.pop("gateway"), flags.pop("port")
     try:
         with EmbeddedRedis(flags.pop("data") or default_directory()) as server:
             typer.echo(f"Redis is at {server.url}", err=True)
-            status = _run({**flags, "redis_url": server.url})
-    except PagestreamError as error:  # no server binary, or one runs already
+            settings = read_settings(**flags, redis_url=server.url)
+            log_to_stderr(settings.log_format)
+            with _gateway(settings, port) if has_gateway else nullcontext():
+                status = run_worker(settings)
+    except QueueUnavailable as error:  # no server binary, or one runs already
         typer.echo(f"error: {error}", err=True)
         status = REDIS_UNAVAILABLE
+    except PagestreamError as error:
+        typer.echo(f"error: {error}", err=True)
+        status = BAD_CONFIG
+    except KeyboardInterrupt:  # before the worker takes it for a request to drain
+        status = INTERRUPTED
     raise typer.Exit(status)
 
 
-def _run(flags: dict[str, Any]) -> int:
-    try:
-        settings = read_settings(**flags)
-        log_to_stderr(settings.log_format)
-        return run_worker(settings)
-    except PagestreamError as error:
-        typer.echo(f"error: {error}", err=True)
-        return BAD_CONFIG
+@contextmanager
+def _gateway(settings: WorkerSettings, port: int | None) -> Generator[None]:
+    """Run a gateway beside the worker and say where, or say that it is not installed."""
+    if missing := missing_extra("gateway"):
+        typer.echo(f"no gateway: {missing}", err=True)
+        yield
+        return
+
+    from pagestream.producer.gateway.owned import owned_gateway
+    from pagestream.producer.gateway.settings import read_settings as read_gateway
+
+    asked = read_gateway(redis_url=settings.redis_url, port=port, log_format=settings.log_format)
+    with owned_gateway(asked) as url:
+        typer.echo(f"OpenAI's API is at {url}/v1, a dashboard at {url}/dashboard; try", err=True)
+        body = f'{{"model": "{settings.queue}", "prompt": "def", "max_tokens": 32, "stream": true}}'
+        typer.echo(
+            f"  curl -N {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'",
+            err=True,
+        )
+        yield
 
 
 def register(app: typer.Typer) -> None:

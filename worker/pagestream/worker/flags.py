@@ -3,15 +3,16 @@
 Defaults are read from the settings. This module knows no commands.
 """
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .settings import WorkerSettings
 
-MODEL, BATCH, QUEUE, FAULTS, LOGS = (
+MODEL, BATCH, QUEUE, FAULTS, LOGS, GATEWAY = (
     *("Model", "Batch and memory", "Queue and Redis", "Faults and stopping"),
-    "Logs and health",
+    *("Logs and health", "Gateway"),
 )
 
 
@@ -198,4 +199,28 @@ LogJobs = Annotated[
 ]
 LogPrompts = Annotated[
     bool | None, _flag(LOGS, "log_prompts", "Log what was asked, too.", switch="log-prompts")
+]
+
+# Of `pagestream up` alone.
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the jobs are kept between runs. [default: ~/.local/state/pagestream/redis]",
+        metavar="DIR",
+        rich_help_panel=QUEUE,
+    ),
+]
+HasGateway = Annotated[
+    bool,
+    typer.Option(
+        "--gateway/--no-gateway",
+        help="Serve OpenAI's API, where that is installed. [default: yes]",
+        show_default=False,
+        rich_help_panel=GATEWAY,
+    ),
+]
+Port = Annotated[
+    int | None,
+    typer.Option(help="The gateway's. [default: 8000]", metavar="PORT", rich_help_panel=GATEWAY),
 ]

@@ -9,6 +9,7 @@
     dashboard the page for operators at `/dashboard`, and what it reads; `static/` is the page
     waiting   an answer that is given up when the client hangs up
     queues    which queue a model, or a job, is on
+    owned     a gateway that ends with another process: that of `pagestream up`
     api_keys  API keys and their tenants
     failures  errors as OpenAI's clients expect them
 
