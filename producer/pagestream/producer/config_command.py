@@ -14,8 +14,6 @@ from rich.console import Console
 from .admin_commands import AsJson, table
 from .cli import MISSING_EXTRA, build, missing_extra
 from .commands import BAD_SETTINGS, WRONG
-from .connection import connect
-from .errors import InvalidRequest
 
 SERVICES = {
     "worker": ("pagestream.worker.settings", "WorkerSettings"),
@@ -60,8 +58,6 @@ def check(
 
     module, kind = SERVICES[service]
     settings, problems = examine(getattr(import_module(module), kind), flags)
-    if settings is not None:
-        problems += _bad_url(settings.redis_url)
     shown = explain(settings, flags) if settings is not None else []
     if json:
         answer = {"settings": shown, "problems": problems}
@@ -89,14 +85,6 @@ def _flags(service: str, arguments: list[str]) -> dict[str, Any]:
         for name, value in context.params.items()
         if context.get_parameter_source(name).name == "COMMANDLINE"
     }
-
-
-def _bad_url(url: str) -> list[str]:
-    try:
-        connect(url, client_name="pagestream-config").close()
-    except InvalidRequest as error:
-        return [f"--redis-url: {error}"]
-    return []
 
 
 def register(app: typer.Typer) -> None:

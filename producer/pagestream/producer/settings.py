@@ -2,7 +2,7 @@
 
 Every process refuses a variable that nobody knows: a misspelt one would change nothing and say
 nothing. But one `.env` may serve several processes, so what any of them knows is known to all. This
-module knows names, not what they mean: each service has a class with its own.
+module knows names, and of what they mean the Redis URL alone: each service has a class of its own.
 """
 
 import os
@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
 from .calls import mask_password
-from .errors import PagestreamError
+from .connection import connect
+from .errors import InvalidRequest, PagestreamError
 
 PREFIX = "PAGESTREAM_"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -32,7 +33,7 @@ GATEWAY = "REDIS_URL HOST PORT API_KEYS DISCONNECT_GRACE FIRST_ENTRY_WAIT QUEUE_
 JOBS = "REDIS_URL BATCH_IN_FLIGHT QUEUE_LIMIT HEALTH_PORT LOG_FORMAT"
 COMMANDS = "REDIS_URL QUEUE LOG_LEVEL"
 COMPOSE = "GPU_MODEL PRODUCER_MODEL REDIS_PORT GATEWAY_PORT PROMETHEUS_PORT GRAFANA_PORT"
-TESTS = "TEST_SERVER FUZZ_EXAMPLES MACHINE_EXAMPLES SOAK_JOBS"
+TESTS = "TEST_SERVER FUZZ_EXAMPLES MACHINE_EXAMPLES SOAK_JOBS BATCH_LINES"
 KNOWN = frozenset(
     PREFIX + name
     for names in (WORKER, GATEWAY, JOBS, COMMANDS, COMPOSE, TESTS)
@@ -80,7 +81,7 @@ def examine(kind: type[Settings], flags: Mapping[str, Any]) -> tuple[Settings | 
         settings = kind(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as invalid:
         return None, [*problems, *(_sentence(dict(line)) for line in invalid.errors())]
-    return settings, problems
+    return settings, [*problems, *_bad_url(settings.model_dump()["redis_url"])]
 
 
 def explain(settings: BaseSettings, flags: Mapping[str, Any]) -> list[Setting]:
@@ -121,6 +122,14 @@ def _advice(name: str, known: frozenset[str]) -> str:
     ]  # all begin alike: that says nothing
     nearest = get_close_matches(name.removeprefix(PREFIX), words, n=1)
     return f"did you mean {PREFIX}{nearest[0]}?" if nearest else "unset it"
+
+
+def _bad_url(url: str) -> list[str]:
+    try:
+        connect(url, client_name="pagestream-settings").close()  # it connects at its first command
+    except InvalidRequest as error:
+        return [f"--redis-url: {error}"]
+    return []
 
 
 def _log_level() -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..commands import errors_as_sentences
+from ..errors import BadSettings, InvalidRequest
 from ..help_groups import GroupedCommand
 from ..logs import log_to_stderr
 
@@ -80,7 +81,10 @@ def gateway(
             queue_limit=queue_limit,
             log_format=log_format,
         )
-        app = create_app(settings)
+        try:
+            app = create_app(settings)
+        except InvalidRequest as error:  # the file of API keys
+            raise BadSettings(str(error)) from error
     # uvicorn raises the signal that stopped it once more, when all is closed: that is no failure.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _leave)
