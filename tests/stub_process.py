@@ -16,6 +16,7 @@ _MAIN = """
 import json, sys
 from functools import partial
 from stub_engine import StubOptions, build_stub
+from pagestream.producer.errors import PagestreamError
 from pagestream.producer.logs import log_to_stderr
 from pagestream.worker.service import run_worker
 from pagestream.worker.settings import read_settings
@@ -25,7 +26,12 @@ from pagestream.worker.settings import read_settings
 if __name__ == "__main__":
     log_to_stderr()
     flags, options = (json.loads(text) for text in sys.argv[1:])
-    sys.exit(run_worker(read_settings(**flags), partial(build_stub, StubOptions(**options))))
+    try:
+        settings = read_settings(**flags)
+    except PagestreamError as error:
+        sys.stderr.write(f"error: {error}\\n")
+        sys.exit(78)
+    sys.exit(run_worker(settings, partial(build_stub, StubOptions(**options))))
 """
 
 

@@ -177,6 +177,7 @@ def test_no_redis(spawn: Callable[..., Process]) -> None:
         ({"refuse": "cannot be served"}, {}, 78, "cannot be served"),
         ({}, {"model": "/nowhere/model"}, 78, "/nowhere/model"),
         ({}, {"redis_url": "http://x"}, 78, "http://"),
+        ({}, {"served_model_name": "a b"}, 78, "--served-model-name"),
         ({}, {"durability": "strict"}, 78, "appendfsync everysec"),
     ],
 )

@@ -60,8 +60,8 @@ class WorkerSettings(BaseSettings):
     @model_validator(mode="after")
     def _go_together(self) -> Self:
         """Refuse a name that no queue can have, and values that contradict each other."""
-        try:
-            _ = self.queue
+        try:  # that of a model is looked at once the model is
+            _ = self.queue if self.served_model_name is not None else ""
         except ConfigError as error:
             raise ValueError(str(error)) from error
         budget_tokens = max(self.max_num_batched_tokens, self.max_num_seqs)
