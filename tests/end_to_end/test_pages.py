@@ -89,8 +89,10 @@ ALL = [(page, command) for page in PAGES for command in commands(page)]
 def test_every_command_is_one(page: Path, command: str) -> None:
     words = spoken(command)
     if words[0] == "pagestream":
-        assert parses(words[1:]), f"{page.name}: {command}"
-        assert not parses([*words[1:], "--no-such-flag"])
+        # What follows `config check` is another command and its flags.
+        shown = words[3:] if words[1:3] == ["config", "check"] else words[1:]
+        assert parses(shown), f"{page.name}: {command}"
+        assert not parses([*shown, "--no-such-flag"])
     elif words[0] == "pip":
         assert set(re.findall(r"\w+", words[2].partition("[")[2])) <= EXTRAS
     elif words[0] == "make":
@@ -122,15 +124,15 @@ def test_the_quickstart_runs_from_top_to_bottom(tmp_path: Path) -> None:
     ran: list[str] = []
     with ExitStack() as stack:
         for command in commands(QUICKSTART):
-            words = spoken(command.replace("8080", str(port)))
+            words = spoken(command)
             if words[0] in ELSEWHERE:
                 continue
-            if words[:2] in (["pagestream", "up"], ["pagestream", "gateway"]):
-                stack.enter_context(process(ours(words[1:]), env))
-                up = partial(serves, tmp_path / "state")
-                until(up if words[1] == "up" else partial(answers, port), within_s=60)
+            if words[:2] == ["pagestream", "up"]:
+                stack.enter_context(process(ours([*words[1:], "--port", str(port)]), env))
+                until(partial(serves, tmp_path / "state"), within_s=60)
+                until(partial(answers, port), within_s=60)
             else:
-                moved = command.replace("8080", str(port))
+                moved = command.replace("8000", str(port))
                 done = subprocess.run(
                     moved, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True,
                     timeout=60,
@@ -138,7 +140,7 @@ def test_the_quickstart_runs_from_top_to_bottom(tmp_path: Path) -> None:
                 assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
                 assert '{"error":' not in done.stdout, f"{command}: {done.stdout}"
             ran.append(command)
-    assert len(ran) >= 15
+    assert len(ran) >= 14
 
 
 @pytest.mark.parametrize("page", ["operations.md", "scheduling.md", "troubleshooting.md"])
@@ -154,6 +156,7 @@ def test_what_operators_are_shown_runs(
         job.result(timeout_ms=20_000)
         for command in commands(ROOT / "docs" / page):
             known = {"JOB": job.id, "TENANT": "acme", "N": "7", "demo": queue_name}
+            known["DIRECTORY-OR-HUB-ID"] = str(ROOT / "benchmarks/models/llama-2-7b")
             words = [known.get(word, word) for word in spoken(command)]
             if words[0] != "pagestream" or words[1] in STAYS or words[1:3] in LETTERS:
                 continue
