@@ -1,5 +1,6 @@
 """A real jobs process for tests; it may be killed and started again."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 class JobsProcess:
     """`pagestream jobs`; a context manager."""
 
-    def __init__(self, redis_url: str, folder: Path, *flags: str) -> None:
+    def __init__(self, redis_url: str, folder: Path, *flags: str, **variables: str) -> None:
         self._command = [sys.executable, "-m", "pagestream.producer.cli", "jobs"]
         self._command += ["--redis-url", redis_url, *flags]
+        self._variables = os.environ | variables
         self._log = folder / "jobs.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -19,7 +21,9 @@ class JobsProcess:
         """Start it; it works once it is up."""
         assert self.process is None, "it runs"
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self._command, env=self._variables, stdout=log, stderr=log
+            )
         return self
 
     def end(self, signum: signal.Signals = signal.SIGTERM) -> int:

@@ -144,6 +144,11 @@ class Keys:
         return f"{self.prefix}watch"
 
     @property
+    def hooks(self) -> str:
+        """Stream: ends of jobs that name a webhook, until a jobs process takes them; three days."""
+        return f"{self.prefix}hooks"
+
+    @property
     def pace(self) -> str:
         """Hash: how fast jobs finish, for the retry hint of a full queue."""
         return f"{self.prefix}pace"
@@ -184,6 +189,9 @@ class Around:
     ARQ = "{ps}:arq"
     """Sorted set: arq's queue."""
 
+    DEAD_HOOKS = "{ps}:hooks:dead"
+    """Sorted set: ids of webhooks that were given up, by when."""
+
     @staticmethod
     def file(file_id: str) -> str:
         """Hash: `about` (JSON), and the content in pieces `0`, `1`, …; gone after its retention."""
@@ -201,6 +209,11 @@ class Around:
         Two hashes beside it, `…:output` and `…:errors`, hold answers by line until they are files.
         """
         return f"{{ps}}:batch:{batch_id}"
+
+    @staticmethod
+    def hook(hook_id: str) -> str:
+        """Hash: a webhook that is to be sent: `about` (JSON), attempts, the last error."""
+        return f"{{ps}}:hook:{hook_id}"
 
     @staticmethod
     def batches(tenant: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict
 import msgspec
 
 from .errors import InvalidRequest, UnknownModel
+from .hooks.urls import check_url
 from .keys import DEFAULT_TENANT, LANES, RETENTION_MS, check_name
 from .protocol import ModelInfo, Payload, check_prompt, encode_payload
 from .sampling import SamplingParams
@@ -83,6 +84,8 @@ class SubmitOptions(SamplingOptions, total=False):
     """How long the finished job stays readable."""
     mirror: bool
     """Publish each entry on the job's pub/sub channel as well."""
+    webhook: str
+    """An http or https URL that is told of the job's end, by a jobs process."""
 
 
 class JobSpec(SubmitOptions, total=False):
@@ -107,6 +110,7 @@ class QueueOptions(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: int | None
     reader_timeout_ms: int | None
     mirror: bool
+    webhook: str | None = None
     traceparent: str | None = None
     """W3C trace context of whoever submits, for the worker's spans."""
     tracestate: str | None = None
@@ -181,6 +185,7 @@ def build_request(
         deadline_ms=given.get("deadline_ms"),
         reader_timeout_ms=given.get("reader_timeout_ms"),
         mirror=bool(given.get("mirror", False)),
+        webhook=given.get("webhook"),
     )
     _check_options(options)
     return Request(id=job_id, payload=payload, body=body, options=options)
@@ -279,6 +284,8 @@ def _check_options(options: QueueOptions) -> None:
             raise InvalidRequest(
                 f"{name}={value!r} is not a whole number of milliseconds above 0", param=name
             )
+    if options.webhook is not None:
+        check_url(options.webhook)
     if options.reader_timeout_ms is not None and options.reader_timeout_ms < READER_TIMEOUT_MS_MIN:
         raise InvalidRequest(
             f"reader_timeout_ms={options.reader_timeout_ms} is below {READER_TIMEOUT_MS_MIN}: "

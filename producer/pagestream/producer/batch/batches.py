@@ -5,12 +5,13 @@ kept once, whoever computed it. This module knows no lines' contents and nobody 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, NotRequired, TypedDict, Unpack
 
 import msgspec
 
 from ..calls import Calls
 from ..errors import InvalidRequest
+from ..hooks.urls import check_url
 from ..keys import FILE_RETENTION_MS, Around
 from ..lua import Argument, Script
 from .files import NotHere, newest
@@ -46,6 +47,7 @@ class Asking(TypedDict):
     input_file_id: str
     completion_window: str
     metadata: dict[str, str] | None
+    webhook: NotRequired[str | None]
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +62,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     created_ms: int
     """In Redis's ms since 1970, as all of them."""
     expires_ms: int
+    webhook: str | None = None
+    """Who is told of its end."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,11 +103,14 @@ class BatchStore:
         """Create a batch, or return the one that has this id and asks the same.
 
         Raises:
-            InvalidRequest: the window is none, or the id is a batch's that asks something else.
+            InvalidRequest: the window or the webhook is none, or the id is a batch's that asks
+                something else.
         """
         window = asked["completion_window"]
         if window not in WINDOWS:
             raise InvalidRequest(f"completion_window={window!r} is not one of {', '.join(WINDOWS)}")
+        if (webhook := asked.get("webhook")) is not None:
+            check_url(webhook)
         now_ms = await self._calls.now_ms()
         about = About(id=batch_id, created_ms=now_ms, expires_ms=now_ms + WINDOWS[window], **asked)
         key = Around.batch(batch_id)

@@ -6,7 +6,7 @@ This module knows names and times: not what an entry stands for.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,6 +28,11 @@ class Due:
     async def put(self, entry: str, delay_ms: int = 0) -> None:
         """Have an entry done after so long, whatever was planned for it before."""
         await self._run("put", entry, delay_ms)
+
+    async def keep(self, entries: Iterable[str]) -> None:
+        """Have entries done that are always there: at once, where they are not there yet."""
+        pairs = [one for entry in entries for one in (0, entry)]
+        await self._calls.command("ZADD", Around.DUE, "NX", *pairs)
 
     async def take(self, count_max: int) -> list[tuple[str, str]]:
         """Return (entry, ticket) of what is due; who does not begin with it in a lease loses it."""

@@ -40,6 +40,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     on_disconnect: str | None = None
     last_event_id: str | None = None
+    webhook: str | None = None
 
     @property
     def tenant(self) -> str:
@@ -99,6 +100,9 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         deadline_ms = body.deadline_ms or self.deadline_ms
         if deadline_ms is not None:
             spec["deadline_ms"] = deadline_ms
+        webhook = body.webhook or self.webhook
+        if webhook is not None:
+            spec["webhook"] = webhook
         on_disconnect = body.on_disconnect or self.on_disconnect or "cancel"
         if on_disconnect not in ("cancel", "keep"):
             raise InvalidRequest(
@@ -132,6 +136,7 @@ def caller(
     idempotency_key: Annotated[str | None, Header(max_length=512)] = None,
     x_on_disconnect: Annotated[str | None, Header()] = None,
     last_event_id: Annotated[str | None, Header()] = None,
+    x_webhook: Annotated[str | None, Header(max_length=2048)] = None,
 ) -> Caller:
     """Return who asks.
 
@@ -148,6 +153,7 @@ def caller(
         idempotency_key=idempotency_key or None,
         on_disconnect=x_on_disconnect,
         last_event_id=last_event_id or None,
+        webhook=x_webhook or None,
     )
 
 

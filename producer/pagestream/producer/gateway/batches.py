@@ -34,6 +34,9 @@ class BatchBody(BaseModel):
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
     completion_window: Literal["24h"]
     metadata: dict[Name, Value] | None = Field(None, max_length=16)
+    webhook: str | None = Field(
+        None, max_length=2048, description="A URL to tell of the end. Or `X-Webhook`."
+    )
 
 
 @router.post("")
@@ -50,6 +53,7 @@ async def create_batch(body: BatchBody, ask: Asking) -> Response:
         input_file_id=body.input_file_id,
         completion_window=body.completion_window,
         metadata=body.metadata,
+        webhook=body.webhook or ask.webhook,
     )
     return JSONResponse(batch_object(batch))
 

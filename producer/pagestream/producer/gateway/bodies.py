@@ -38,6 +38,9 @@ class Body(BaseModel):
         description="`cancel` after the gateway's grace (default), or `keep` running. Or "
         "`X-On-Disconnect`.",
     )
+    webhook: str | None = Field(
+        None, max_length=2048, description="A URL to tell of the end. Or `X-Webhook`."
+    )
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = None

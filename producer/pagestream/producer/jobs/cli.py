@@ -21,15 +21,26 @@ Limit = Annotated[
     int | None,
     typer.Option(help="Unfinished jobs of a tenant on a queue before lines wait. [default: 10000]"),
 ]
+Allow = Annotated[
+    str | None,
+    typer.Option(
+        help="Hosts and networks that webhooks may go to beside the open internet, with commas "
+        "between them: hooks.internal, *.lan, 10.1.0.0/16. [default: none]"
+    ),
+]
 
 
 def jobs(
     redis_url: RedisUrl = None,
     batch_in_flight: InFlight = None,
     queue_limit: Limit = None,
+    webhook_allow: Allow = None,
     log_format: LogFormat = None,
 ) -> None:
-    """Run batches, and whatever else is due some time, over the queues of one Redis."""
+    """Run batches, send webhooks, and do what else is due around the queues of one Redis.
+
+    Webhooks are signed with PAGESTREAM_WEBHOOK_SECRET, and not sent without it.
+    """
     from .settings import read_settings
 
     with errors_as_sentences():
@@ -37,6 +48,7 @@ def jobs(
             redis_url=redis_url,
             batch_in_flight=batch_in_flight,
             queue_limit=queue_limit,
+            webhook_allow=webhook_allow,
             log_format=log_format,
         )
         log_to_stderr(settings.log_format)

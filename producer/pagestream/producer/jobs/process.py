@@ -7,8 +7,8 @@ This module knows which kinds of work there are; what they do is their modules' 
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 import msgspec
@@ -17,7 +17,7 @@ from arq.worker import Worker, func
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
-from ..batch.batches import BatchStore
+from ..batch.batches import BatchNotFound, BatchStore
 from ..batch.due import Due
 from ..batch.files import FileStore
 from ..batch.runner import Runner
@@ -25,6 +25,12 @@ from ..calls import Calls
 from ..connection import connect_async
 from ..errors import QueueUnavailable
 from ..gateway.settings import GatewaySettings
+from ..hooks.addresses import Allowed
+from ..hooks.collector import Collector
+from ..hooks.events import of_batch
+from ..hooks.sender import Sender
+from ..hooks.signing import read_secrets
+from ..hooks.store import HookStore
 from ..keys import Around
 from .answering import in_process
 from .settings import JobsSettings
@@ -41,8 +47,9 @@ LONGEST_S = 7 * 24 * 3600
 RETRY_MS = 5_000
 """When what failed is tried again."""
 
-Work = Callable[[str], Awaitable[None]]
-"""Does what an entry of the list stands for, given its id."""
+Work = Callable[[str], Awaitable[int | None]]
+"""Does what an entry of the list stands for, given its id; returns in how many ms it is due again,
+if it is."""
 
 
 def arq_redis(url: str) -> ArqRedis:
@@ -63,9 +70,12 @@ def arq_redis(url: str) -> ArqRedis:
 class JobsProcess:
     """What one process does; belongs to one event loop."""
 
-    def __init__(self, due: Due, work: Mapping[str, Work], arq: ArqRedis) -> None:
-        """`work` by the kind that entries begin with."""
+    def __init__(
+        self, due: Due, work: Mapping[str, Work], arq: ArqRedis, *, always: Sequence[str] = ()
+    ) -> None:
+        """`work` by the kind that entries begin with; `always`: entries that never go away."""
         self._due = due
+        self._always = always
         self._work = work
         self._arq = arq
 
@@ -101,7 +111,7 @@ class JobsProcess:
             if not is_ours:
                 return
             try:
-                await self._work[kind](name)
+                again_ms = await self._work[kind](name)
             except asyncio.CancelledError:
                 await asyncio.shield(self._due.put(entry))  # others need not wait for the lease
                 raise
@@ -111,10 +121,14 @@ class JobsProcess:
                 log.exception("%s failed, and is tried again", entry)
                 await self._due.put(entry, RETRY_MS)
                 return
-        await self._due.done(entry)
+        if again_ms is None:
+            await self._due.done(entry)
+        else:
+            await self._due.put(entry, again_ms)
 
     async def _hand_out(self) -> None:
         while True:
+            await self._due.keep(self._always)
             for entry, ticket in await self._due.take(CONCURRENT):
                 await self._arq.enqueue_job("do", entry, ticket, _job_id=f"{entry}@{ticket}")
             await asyncio.sleep(LOOK_S)
@@ -133,12 +147,33 @@ async def jobs_process(settings: JobsSettings) -> AsyncGenerator[JobsProcess]:
     gateway = GatewaySettings(
         redis_url=settings.redis_url, queue_limit=settings.queue_limit, api_keys=None
     )
+    due, batches = Due(calls), BatchStore(calls)
+    hooks = HookStore(calls, due)
+    sender = Sender(hooks, _keys(settings), Allowed(settings.webhook_allow), count=lambda _: None)
     try:
         async with in_process(gateway) as asked:
-            runner = Runner(
-                FileStore(calls), BatchStore(calls), asked, in_flight=settings.batch_in_flight
-            )
-            yield JobsProcess(Due(calls), {"batch": runner.run}, arq)
+            runner = Runner(FileStore(calls), batches, asked, in_flight=settings.batch_in_flight)
+
+            async def run_batch(batch_id: str) -> None:
+                await runner.run(batch_id)
+                with suppress(BatchNotFound):
+                    if (hook := of_batch(await batches.get(batch_id))) is not None:
+                        await hooks.put(hook)
+
+            work: Mapping[str, Work] = {
+                "batch": run_batch,
+                "hook": sender.send,
+                "hooks": Collector(calls, hooks).collect,
+            }
+            yield JobsProcess(due, work, arq, always=["hooks:"])
     finally:
+        await sender.aclose()
         await arq.aclose()
         await redis.aclose()
+
+
+def _keys(settings: JobsSettings) -> list[bytes]:
+    if settings.webhook_secret is None:
+        log.warning("no PAGESTREAM_WEBHOOK_SECRET is set: webhooks become dead letters")
+        return []
+    return read_secrets(settings.webhook_secret.get_secret_value())

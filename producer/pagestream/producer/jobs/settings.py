@@ -5,7 +5,7 @@ This module checks values one by one and knows nothing of how they are used.
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..embedded import default_url
@@ -24,6 +24,10 @@ class JobsSettings(BaseSettings):
     """Lines of batches that wait for their answers at a time."""
     queue_limit: int = Field(default=10_000, ge=1)
     """Unfinished jobs a tenant may have on a queue; lines beyond it wait."""
+    webhook_secret: SecretStr | None = None
+    """What webhooks are signed with, `whsec_…`; several with commas while it is changed."""
+    webhook_allow: str = ""
+    """Hosts and networks that webhooks may go to beside the open internet, with commas."""
     health_port: int | None = Field(default=None, ge=1, le=65535)
     log_format: LogFormat = "pretty"
 

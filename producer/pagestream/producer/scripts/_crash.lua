@@ -32,7 +32,7 @@ local function bury(job, error_text)
     'id', job.id, 'reason', 'crashed', 'message', message, 'error', error_text,
     'worker', job.owner or '', 'crashes', job.crashes, 'epoch', job.epoch + 1, 'lane', job.lane,
     'tenant', job.tenant, 'tokens_max', job.tokens_max or '0', 'mirror', job.mirror or '',
-    'retention_ms', job.retention_ms or '3600000', 'payload', payload or '')
+    'retention_ms', job.retention_ms or '3600000', 'webhook', job.webhook or '', 'payload', payload or '')
   call('HSET', prefix .. 'job:' .. job.id, 'letter', letter)
   finish_here(job, 'dead', 'error', 'crashed', message)
 end

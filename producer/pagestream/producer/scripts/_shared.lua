@@ -19,6 +19,7 @@ local LANES = {'high', 'normal', 'low'}
 local DEAD_LETTERS_MAX = 10000
 local BURST_S = 10 -- a rate limit lets so many seconds' worth through at once
 local SUSPECT_CRASHES = 2 -- a job that ran at so many deaths is run alone
+local HOOKS_MS = 3 * 24 * 3600 * 1000 -- how long an end that is to be told waits for a jobs process
 
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -140,7 +141,7 @@ end
 local FIELDS = {
   'state', 'epoch', 'crashes', 'owner', 'lane', 'tenant', 'entry', 'tokens_max', 'cancel',
   'mirror', 'queue_deadline_ms', 'deadline_ms', 'retention_ms', 'reader_timeout_ms', 'reader_due_ms',
-  'retry_ms', 'last_error',
+  'retry_ms', 'last_error', 'webhook',
 }
 local FINISHED = {done = true, cancelled = true, expired = true, failed = true, dead = true}
 
@@ -236,6 +237,14 @@ local function remove_entry(stream, lane, tenant, entry)
   end
 end
 
+-- An end that somebody wants to be told of, for the jobs process.
+local function tell(job, ending)
+  local hooks = prefix .. 'hooks'
+  call('XADD', hooks, 'MINID', '~', digits(now - HOOKS_MS), '*', 'id', job.id, 'tenant', job.tenant,
+    'webhook', job.webhook, 'state', ending.state, 'reason', ending.reason, 'usage', ending.usage or '')
+  call('PEXPIRE', hooks, digits(HOOKS_MS))
+end
+
 -- Write the terminal entry and close the job. `ending`: epoch, offset, state, reason, and what else
 -- the entry holds. Returns k, or g where the reply is gone (the job is closed all the same).
 local function finish(job, ending)
@@ -269,6 +278,7 @@ local function finish(job, ending)
     call('ZREM', prefix .. 'due', job.id)
   end
   remove_entry(job.stream, job.lane, job.tenant, job.entry)
+  if job.webhook then tell(job, ending) end
   return code
 end
 

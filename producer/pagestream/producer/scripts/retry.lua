@@ -19,6 +19,8 @@ else -- its retention is over: as it was submitted, without its tokens
     'tenant', tenant, 'tokens_max', tokens_max, 'queued_ms', digits(now),
     'epoch', field(letter[2], 'epoch'), 'retention_ms', field(letter[2], 'retention_ms'),
     'mirror', field(letter[2], 'mirror'))
+  local webhook = field(letter[2], 'webhook') or ''
+  if webhook ~= '' then call('HSET', record, 'webhook', webhook) end
   call('DEL', out)
 end
 if call('EXISTS', out) == 0 then

@@ -1,7 +1,7 @@
 -- Accept a job, or attach to the one that has its id already.
 -- KEYS[1] {ps:<queue>}:bell   ARGV id, payload, options (JSON; all of them optional):
 --   lane, tenant, tokens_max, queue_limit, retention_ms, queue_timeout_ms, deadline_ms,
---   reader_timeout_ms, mirror, traceparent, tracestate
+--   reader_timeout_ms, mirror, webhook, traceparent, tracestate
 --   (times are durations in ms)
 -- -> [accepted|attached|conflict|full|limited, now_ms, retry_after_ms, state; if full, the bound; if
 --     limited, what there were too many of: jobs or tokens]
@@ -46,6 +46,11 @@ for _, name in ipairs(counts) do
   if value ~= nil and (type(value) ~= 'number' or value ~= value or value < 0 or value > 1e13) then
     return invalid(name .. ': a number of 0 or more')
   end
+end
+
+local webhook = options.webhook
+if webhook ~= nil and (type(webhook) ~= 'string' or #webhook > 2048 or not string.match(webhook, '^https?://.')) then
+  return invalid('webhook: an http or https URL of 2048 characters at most')
 end
 
 local TRACE = {'traceparent', 'tracestate'}
@@ -99,6 +104,7 @@ if options.reader_timeout_ms then
   call('HSET', record, 'reader_timeout_ms', digits(options.reader_timeout_ms))
 end
 if options.queue_timeout_ms or options.deadline_ms or options.reader_timeout_ms then schedule(due) end
+if webhook then call('HSET', record, 'webhook', webhook) end
 for _, name in ipairs(TRACE) do
   if options[name] then call('HSET', record, name, options[name]) end
 end

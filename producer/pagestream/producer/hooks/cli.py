@@ -1,0 +1,137 @@
+"""The commands `pagestream hooks …`: webhooks that were given up.
+
+This module knows the terminal: what is done is `store`'s.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..batch.due import Due
+from ..calls import Calls
+from ..commands import TIMEOUT_MS, RedisUrl, errors_as_sentences
+from ..connection import connect_async
+from ..embedded import default_url
+from ..errors import InvalidRequest
+from .store import HookStore, Pending
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Ids of events, jobs or batches.", show_default=False),
+]
+Everything = Annotated[bool, typer.Option("--all", help="Every dead webhook.")]
+
+hooks = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Webhooks that nobody took: look at them, send them again, or remove them.",
+)
+
+
+@hooks.command("list")
+def list_hooks(redis_url: RedisUrl = None, json: AsJson = False) -> None:
+    """List the dead webhooks, oldest first."""
+    found = _asked(redis_url, lambda store: store.dead())
+    if json:
+        typer.echo(_json([_shown(one) for one in found]))
+        return
+    table = Table("of", "event", "given up (UTC)", "attempts", "error", box=None, pad_edge=False)
+    for one in found:
+        table.add_row(
+            *(one.hook.about, one.hook.type, _when(one.died_ms), str(one.attempts), one.error)
+        )
+    if found:
+        Console(markup=False, highlight=False).print(table)
+
+
+@hooks.command("show")
+def show_hook(
+    name: Annotated[str, typer.Argument(help="The id of the event, the job or the batch.")],
+    redis_url: RedisUrl = None,
+) -> None:
+    """Show a dead webhook as JSON: where it goes, what it tells, and why it failed."""
+    typer.echo(_json(_shown(_asked(redis_url, lambda store: store.find(name)))))
+
+
+@hooks.command("retry")
+def retry_hooks(names: Names = None, redis_url: RedisUrl = None, every: Everything = False) -> None:
+    """Send dead webhooks again, as if they were new."""
+    _each(redis_url, names, every, HookStore.retry, "sent again")
+
+
+@hooks.command("purge")
+def purge_hooks(names: Names = None, redis_url: RedisUrl = None, every: Everything = False) -> None:
+    """Remove dead webhooks."""
+    _each(redis_url, names, every, HookStore.forget, "removed")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(hooks, name="hooks")
+
+
+def _each(
+    redis_url: str | None,
+    names: Sequence[str] | None,
+    every: bool,
+    act: Callable[[HookStore, str], Awaitable[None]],
+    done: str,
+) -> None:
+    async def act_on_all(store: HookStore) -> None:
+        if bool(names) == every:
+            raise InvalidRequest("name the dead webhooks, or say --all")
+        wanted = await store.dead() if every else [await store.find(name) for name in names or ()]
+        for one in wanted:
+            await act(store, one.hook.id)
+            typer.echo(f"{one.hook.about}: {done}")
+
+    _asked(redis_url, act_on_all)
+
+
+def _asked(redis_url: str | None, ask: Callable[[HookStore], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        async with _store(redis_url or default_url()) as store:
+            return await ask(store)
+
+    with errors_as_sentences():
+        return asyncio.run(run())
+
+
+@asynccontextmanager
+async def _store(url: str) -> AsyncGenerator[HookStore]:
+    redis = connect_async(url, client_name="pagestream-hooks")
+    try:
+        calls = Calls(redis, url, TIMEOUT_MS)
+        yield HookStore(calls, Due(calls))
+    finally:
+        await redis.aclose()
+
+
+def _shown(one: Pending) -> dict[str, Any]:
+    return {
+        "event": msgspec.json.decode(one.hook.body),
+        "of": one.hook.about,
+        "url": one.hook.url,
+        "tenant": one.hook.tenant,
+        "attempts": one.attempts,
+        "error": one.error,
+        "died": _when(one.died_ms),
+    }
+
+
+def _when(ms: int | None) -> str:
+    if ms is None:
+        return ""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(sep=" ", timespec="seconds")[:19]
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
