@@ -9,7 +9,6 @@ import email.utils
 import logging
 import random
 import ssl
-import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -23,6 +22,8 @@ from .store import GIVE_UP_MS, HookStore
 
 TIMEOUT_S = 10.0
 FIRST_RETRY_MS, RETRY_MS_MAX = 5_000, 3_600_000
+
+_JSON = {"content-type": "application/json"}
 
 Outcome = Literal["delivered", "failed", "dead"]
 
@@ -73,12 +74,13 @@ class Sender:
         pending = await self._store.get(hook_id)
         if pending is None:
             return None
+        now_ms = await self._store.now_ms()
         try:
-            await self._post(pending.hook)
+            await self._post(pending.hook, now_ms // 1000)
         except _Refused as refused:
             attempts = await self._store.failed(hook_id, str(refused))
             delay_ms = max(retry_ms(attempts), refused.retry_after_ms)
-            if refused.is_final or await self._store.age_ms(pending) + delay_ms > GIVE_UP_MS:
+            if refused.is_final or now_ms - pending.since_ms + delay_ms > GIVE_UP_MS:
                 await self._store.bury(hook_id)
                 self._count("dead")
                 log.error("webhook %s of %s is given up: %s", hook_id, pending.hook.about, refused)
@@ -94,13 +96,13 @@ class Sender:
         """Close the connections."""
         await self._http.aclose()
 
-    async def _post(self, hook: Hook) -> None:
+    async def _post(self, hook: Hook, now_s: int) -> None:
         if not self._keys:
             raise _Refused("no PAGESTREAM_WEBHOOK_SECRET is set: nothing is signed", is_final=True)
-        headers = signed_headers(self._keys, hook.id, int(time.time()), hook.body)
+        headers = signed_headers(self._keys, hook.id, now_s, hook.body) | _JSON
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                await self._exchange(hook, headers | {"content-type": "application/json"})
+                await self._exchange(hook, headers, now_s)
         except NotAllowed as error:
             raise _Refused(str(error), is_final=True) from error
         except TimeoutError as error:
@@ -108,7 +110,7 @@ class Sender:
         except (httpx2.HTTPError, OSError, ssl.SSLError) as error:
             raise _Refused(f"{type(error).__name__}: {error}") from error
 
-    async def _exchange(self, hook: Hook, headers: dict[str, str]) -> None:
+    async def _exchange(self, hook: Hook, headers: dict[str, str], now_s: int) -> None:
         url = httpx2.URL(hook.url)
         port = url.port or {"http": 80, "https": 443}[url.scheme]
         address = await self._allowed.address(url.host, port)
@@ -122,7 +124,7 @@ class Sender:
             if not answer.is_success:
                 raise _Refused(
                     f"answered {answer.status_code}",
-                    retry_after_ms=_retry_after_ms(answer.headers.get("retry-after")),
+                    retry_after_ms=_retry_after_ms(answer.headers.get("retry-after"), now_s),
                     is_final=answer.status_code == 410,  # gone, says Standard Webhooks
                 )
 
@@ -133,7 +135,7 @@ def retry_ms(attempts: int) -> int:
     return round(pause_ms * random.uniform(0.75, 1.25))
 
 
-def _retry_after_ms(header: str | None) -> int:
+def _retry_after_ms(header: str | None, now_s: int) -> int:
     """Return what a `Retry-After` asks for; 0 if it is none."""
     if header is None:
         return 0
@@ -145,4 +147,4 @@ def _retry_after_ms(header: str | None) -> int:
         at_s = email.utils.parsedate_to_datetime(header).timestamp()
     except ValueError:
         return 0
-    return max(0, round((at_s - time.time()) * 1000))
+    return max(0, round((at_s - now_s) * 1000))

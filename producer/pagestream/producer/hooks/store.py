@@ -61,9 +61,9 @@ class HookStore:
             died_ms=None if died_ms is None else int(float(died_ms)),
         )
 
-    async def age_ms(self, pending: Pending) -> int:
-        """Return for how long a webhook has been tried."""
-        return await self._calls.now_ms() - pending.since_ms
+    async def now_ms(self) -> int:
+        """Return what time it is on the server, in ms since 1970."""
+        return await self._calls.now_ms()
 
     async def failed(self, hook_id: str, error: str) -> int:
         """Count an attempt that failed; return how many there were."""
