@@ -63,6 +63,7 @@ ROOMS = (
     Room("pagestream.producer.gateway.cli", ("gateway",), _GATEWAY_NEEDS, "gateway"),
     Room("pagestream.producer.jobs.batch_command", ("batch",), _GATEWAY_NEEDS, "gateway"),
     Room("pagestream.producer.jobs.cli", ("jobs",), (*_GATEWAY_NEEDS, "arq", "httpx2"), "jobs"),
+    Room("pagestream.producer.usage_command", ("usage",), ("typer", "rich"), "cli"),
     Room("pagestream.producer.hooks.cli", ("hooks",), ("typer", "rich"), "cli"),
     Room("pagestream.worker.cli", ("worker", "up"), _WORKER_NEEDS, "worker"),
     Room("pagestream.worker.bench.cli", ("bench",), _WORKER_NEEDS, "bench"),

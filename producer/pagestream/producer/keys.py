@@ -148,6 +148,13 @@ class Keys:
         """Stream: ends of jobs that name a webhook, until a jobs process takes them; three days."""
         return f"{self.prefix}hooks"
 
+    def usage(self, period: int | str) -> str:
+        """Hash: `<tenant>:requests`, `…:prompt_tokens`, … of a day (days since 1970); 35 days.
+
+        Or of a month (`2026-11`), 400 days; its fields `:<day>` are the days it has.
+        """
+        return f"{self.prefix}usage:{period}"
+
     @property
     def pace(self) -> str:
         """Hash: how fast jobs finish, for the retry hint of a full queue."""

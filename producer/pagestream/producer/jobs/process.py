@@ -34,6 +34,7 @@ from ..hooks.store import HookStore
 from ..keys import Around
 from .answering import in_process
 from .settings import JobsSettings
+from .upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -164,8 +165,9 @@ async def jobs_process(settings: JobsSettings) -> AsyncGenerator[JobsProcess]:
                 "batch": run_batch,
                 "hook": sender.send,
                 "hooks": Collector(calls, hooks).collect,
+                "hourly": Upkeep(calls).hourly,
             }
-            yield JobsProcess(due, work, arq, always=["hooks:"])
+            yield JobsProcess(due, work, arq, always=["hooks:", "hourly:"])
     finally:
         await sender.aclose()
         await arq.aclose()

@@ -19,7 +19,9 @@ local LANES = {'high', 'normal', 'low'}
 local DEAD_LETTERS_MAX = 10000
 local BURST_S = 10 -- a rate limit lets so many seconds' worth through at once
 local SUSPECT_CRASHES = 2 -- a job that ran at so many deaths is run alone
-local HOOKS_MS = 3 * 24 * 3600 * 1000 -- how long an end that is to be told waits for a jobs process
+local DAY_MS = 24 * 3600 * 1000
+local USAGE_MS = 35 * DAY_MS -- how long a day's usage is kept
+local HOOKS_MS = 3 * DAY_MS -- how long an end that is to be told waits for a jobs process
 
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -237,6 +239,18 @@ local function remove_entry(stream, lane, tenant, entry)
   end
 end
 
+local COUNTED = {'prompt_tokens', 'completion_tokens', 'cached_tokens'}
+
+-- What a job took, for the day on which it ended: what its worker says of it, or nothing but that it was.
+local function account(job, ending)
+  local key, who = prefix .. 'usage:' .. math.floor(now / DAY_MS), job.tenant .. ':'
+  if call('HINCRBY', key, who .. 'requests', 1) == 1 then call('PEXPIRE', key, digits(USAGE_MS)) end
+  for _, name in ipairs(ending.usage and COUNTED or {}) do
+    local count = string.match(ending.usage, '"' .. name .. '":(%d+)')
+    if count and count ~= '0' then call('HINCRBY', key, who .. name, count) end
+  end
+end
+
 -- An end that somebody wants to be told of, for the jobs process.
 local function tell(job, ending)
   local hooks = prefix .. 'hooks'
@@ -278,6 +292,7 @@ local function finish(job, ending)
     call('ZREM', prefix .. 'due', job.id)
   end
   remove_entry(job.stream, job.lane, job.tenant, job.entry)
+  account(job, ending)
   if job.webhook then tell(job, ending) end
   return code
 end
