@@ -1,7 +1,7 @@
 """What tenants have used: requests and tokens by queue and UTC day, and months of them.
 
-The script that ends a job counts it, on the day of Redis's clock; a day that is over is added to its
-month, once. This module reads and adds: it knows no jobs.
+The script that ends a job counts it, on the day of Redis's clock; a day that is over is added to
+its month, once. This module reads and adds: it knows no jobs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -68,9 +68,8 @@ class UsageStore:
             first = date.fromisoformat(f"{month}-01")
         except ValueError as error:
             raise InvalidRequest(f"--month {month!r} is not a month like {today:%Y-%m}") from error
-        open_days = [
-            day for day in _days_back(today, DAYS_KEPT) if f"{day:%Y-%m}" == f"{first:%Y-%m}"
-        ]
+        kept = _days_back(today, DAYS_KEPT)
+        open_days = [day for day in kept if (day.year, day.month) == (first.year, first.month)]
         found: list[Used] = []
         for queue in await self._queues():
             counts = await self._counts(queue, month)

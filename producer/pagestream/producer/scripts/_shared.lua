@@ -241,14 +241,26 @@ end
 
 local COUNTED = {'prompt_tokens', 'completion_tokens', 'cached_tokens'}
 
--- What a job took, for the day on which it ended: what its worker says of it, or nothing but that it was.
-local function account(job, ending)
-  local key, who = prefix .. 'usage:' .. math.floor(now / DAY_MS), job.tenant .. ':'
-  if call('HINCRBY', key, who .. 'requests', 1) == 1 then call('PEXPIRE', key, digits(USAGE_MS)) end
-  for _, name in ipairs(ending.usage and COUNTED or {}) do
-    local count = string.match(ending.usage, '"' .. name .. '":(%d+)')
-    if count and count ~= '0' then call('HINCRBY', key, who .. name, count) end
+local tally -- tenant -> what its jobs took, while a script ends many and writes it once
+
+local function write_usage(tenant, counts)
+  local key, who = prefix .. 'usage:' .. math.floor(now / DAY_MS), tenant .. ':'
+  local requests = call('HINCRBY', key, who .. 'requests', counts.requests)
+  if requests == counts.requests then call('PEXPIRE', key, digits(USAGE_MS)) end
+  for _, name in ipairs(COUNTED) do
+    if counts[name] > 0 then call('HINCRBY', key, who .. name, counts[name]) end
   end
+end
+
+-- What a job took, as its worker says; of one that no worker ended, only that it was.
+local function account(job, usage)
+  local counts = tally and tally[job.tenant]
+    or {requests = 0, prompt_tokens = 0, completion_tokens = 0, cached_tokens = 0}
+  counts.requests = counts.requests + 1
+  for _, name in ipairs(COUNTED) do
+    counts[name] = counts[name] + (tonumber(string.match(usage, '"' .. name .. '":(%d+)')) or 0)
+  end
+  if tally then tally[job.tenant] = counts else write_usage(job.tenant, counts) end
 end
 
 -- An end that somebody wants to be told of, for the jobs process.
@@ -292,7 +304,7 @@ local function finish(job, ending)
     call('ZREM', prefix .. 'due', job.id)
   end
   remove_entry(job.stream, job.lane, job.tenant, job.entry)
-  account(job, ending)
+  account(job, ending.usage or '')
   if job.webhook then tell(job, ending) end
   return code
 end

@@ -168,7 +168,10 @@ local function apply()
     spend(tenant, 'tokens', count)
   end
   for _, item in ipairs(prefills) do settle(unpack(item)) end
+  tally = {}
   for i = 1, #ends do end_codes[i] = close(ends[i]) end
+  for tenant, counts in pairs(tally) do write_usage(tenant, counts) end
+  tally = nil
   if #ends > 0 then keep_pace(#ends) end
   local back = 0
   for _, item in ipairs(returns) do
