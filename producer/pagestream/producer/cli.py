@@ -44,6 +44,7 @@ _WORKER_NEEDS = ("torch", "transformers", "safetensors", "pydantic", "pydantic_s
 _SETTINGS_NEEDS = ("typer", "rich", "pydantic_settings")
 
 _GATEWAY_NEEDS = ("typer", "rich", "fastapi", "uvicorn", "pydantic_settings")
+_JOBS_NEEDS = (*_GATEWAY_NEEDS, "arq", "httpx2", "cronsim")
 
 ROOMS = (
     Room("pagestream.producer.commands", ("generate", "chat"), ("typer", "rich"), "cli"),
@@ -62,8 +63,14 @@ ROOMS = (
     Room("pagestream.producer.config_command", ("config",), _SETTINGS_NEEDS, "gateway"),
     Room("pagestream.producer.gateway.cli", ("gateway",), _GATEWAY_NEEDS, "gateway"),
     Room("pagestream.producer.jobs.batch_command", ("batch",), _GATEWAY_NEEDS, "gateway"),
-    Room("pagestream.producer.jobs.cli", ("jobs",), (*_GATEWAY_NEEDS, "arq", "httpx2"), "jobs"),
+    Room("pagestream.producer.jobs.cli", ("jobs",), _JOBS_NEEDS, "jobs"),
     Room("pagestream.producer.usage_command", ("usage",), ("typer", "rich"), "cli"),
+    Room(
+        "pagestream.producer.jobs.schedule_command",
+        ("schedule",),
+        ("typer", "rich", "cronsim"),
+        "jobs",
+    ),
     Room("pagestream.producer.hooks.cli", ("hooks",), ("typer", "rich"), "cli"),
     Room("pagestream.worker.cli", ("worker", "up"), _WORKER_NEEDS, "worker"),
     Room("pagestream.worker.bench.cli", ("bench",), _WORKER_NEEDS, "bench"),

@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Literal, Self, Unpack
 
 from .embedded import default_url
-from .errors import InvalidRequest, PagestreamError
+from .errors import InvalidRequest, NotDurable, PagestreamError
 from .job import AsyncJob
 from .keys import DEFAULT_TENANT, Keys, check_name
 from .protocol import ModelInfo
 from .reader import RECONNECT_MS
 from .request import QUEUE_LIMIT_JOBS, JobSpec, Request, SubmitOptions, build_request, check_against
+from .schedules import build_scheduled, check_delay
 from .store import JobStore
 from .tenants import TenantLimits
 from .tracing import submit_span
@@ -76,6 +77,7 @@ class AsyncClient:
         self._queue_limit = queue_limit
         self._models: list[ModelInfo] = []
         self._models_until = 0.0
+        self._durability = durability
         self._store = JobStore(
             redis_url or default_url(),
             Keys(self.queue),
@@ -136,6 +138,47 @@ class AsyncClient:
             is_error = isinstance(answer, PagestreamError)
             outcomes[place] = answer if is_error else self._handle(request, answer)
         return [outcome for outcome in outcomes if outcome is not None]
+
+    async def schedule(
+        self, prompt: str | None = None, *, delay_ms: int, **options: Unpack[SubmitOptions]
+    ) -> str:
+        """Have a job submitted in `delay_ms`, by a jobs process, and return its id.
+
+        Takes what `submit` takes; durations among it count from the later submit. Nothing is on the
+        queue before: `job(id)` finds the job once it was due. Idempotent under an `id`.
+
+        Raises:
+            InvalidRequest: the job could never run; the message says why.
+            JobConflict: the id is another schedule's.
+            QueueUnavailable: Redis cannot be reached; try again under the same id.
+            NotDurable: this client was to be `strict`, which nothing but a submit can be.
+        """
+        if self._durability == "strict":
+            raise NotDurable("a schedule is as durable as the server; use durability='server'")
+        check_delay(delay_ms)
+        given = JobSpec(**options) if prompt is None else JobSpec(prompt=prompt, **options)
+        scheduled = build_scheduled(
+            given,
+            queue=self.queue,
+            model=self._model,
+            tenant=self._tenant,
+            queue_limit=self._queue_limit,
+        )
+        store = self._store.schedules
+        await store.put(scheduled, await store.now_ms() + delay_ms)
+        return scheduled.id
+
+    async def unschedule(self, schedule_id: str) -> bool:
+        """Remove a schedule; return whether there was one.
+
+        False where it has been submitted: then cancel its job. One that is being submitted at this
+        very moment may still be, too.
+
+        Raises:
+            InvalidRequest: no schedule can have this id.
+            QueueUnavailable: Redis cannot be reached.
+        """
+        return await self._store.schedules.remove(check_name("job id", schedule_id))
 
     def job(self, job_id: str) -> AsyncJob:
         """Return the handle of a job that some client has submitted; nothing is asked yet.

@@ -196,6 +196,9 @@ class Around:
     ARQ = "{ps}:arq"
     """Sorted set: arq's queue."""
 
+    CALLS = "{ps}:arq:calls"
+    """Sorted set: arq's queue of what other services enqueue."""
+
     DEAD_HOOKS = "{ps}:hooks:dead"
     """Sorted set: ids of webhooks that were given up, by when."""
 
@@ -221,6 +224,11 @@ class Around:
     def hook(hook_id: str) -> str:
         """Hash: a webhook that is to be sent: `about` (JSON), attempts, the last error."""
         return f"{{ps}}:hook:{hook_id}"
+
+    @staticmethod
+    def schedule(schedule_id: str) -> str:
+        """Hash: a prompt to be submitted later: `about` (JSON), and `next_ms`."""
+        return f"{{ps}}:schedule:{schedule_id}"
 
     @staticmethod
     def batches(tenant: str) -> str:

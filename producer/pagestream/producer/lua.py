@@ -30,6 +30,7 @@ PARTS = {
     "retry": ("_shared", "retry"),
     "drain": ("_shared", "drain"),
     "due": ("due",),
+    "schedule": ("schedule",),
     "usage_roll": ("usage_roll",),
     "batch_move": ("batch_move",),
     "batch_record": ("batch_record",),

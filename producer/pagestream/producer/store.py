@@ -23,6 +23,7 @@ from .presence import Attended, Presence, ReadSource
 from .protocol import Entry, ModelInfo, decode_entry
 from .reader import BLOCK_MS, Connection, Feed, Reader
 from .request import Request
+from .schedules import ScheduleStore
 from .tenants import Tenants
 
 PIPELINE_JOBS = 256
@@ -77,6 +78,8 @@ class JobStore:
         )
         self.tenants = Tenants(self._calls, self.keys)
         """What operators allow."""
+        self.schedules = ScheduleStore(self._calls)
+        """What is to be submitted later, on any queue."""
 
     # What the client asks for -------------------------------------------------------------------
 

@@ -206,6 +206,16 @@ class Client:
             for outcome in outcomes
         ]
 
+    def schedule(
+        self, prompt: str | None = None, *, delay_ms: int, **options: Unpack[SubmitOptions]
+    ) -> str:
+        """Have a job submitted later, as `AsyncClient.schedule` does; return its id."""
+        return self._loop.run(self._client.schedule(prompt, delay_ms=delay_ms, **options))
+
+    def unschedule(self, schedule_id: str) -> bool:
+        """Remove a schedule, as `AsyncClient.unschedule` does; return whether there was one."""
+        return self._loop.run(self._client.unschedule(schedule_id))
+
     def job(self, job_id: str) -> Job:
         """Return the handle of a job that some client has submitted; nothing is asked yet."""
         return self._handle(self._client.job(job_id))

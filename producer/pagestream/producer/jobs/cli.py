@@ -58,7 +58,7 @@ def jobs(
 
 
 async def _until_told_to_stop(settings: "JobsSettings") -> None:
-    from .process import jobs_process
+    from .assembly import jobs_process
 
     async with jobs_process(settings) as process:
         working = asyncio.create_task(process.run())
