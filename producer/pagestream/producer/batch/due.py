@@ -52,6 +52,21 @@ class Due:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
 
+    async def look(self) -> tuple[dict[str, int], int]:
+        """Return how many entries there are of each kind, and how late the latest is, in ms."""
+        kinds: dict[str, int] = {}
+        now_ms = first_ms = await self._calls.now_ms()
+        cursor = 0
+        while True:
+            cursor, page = await self._calls.command("ZSCAN", Around.DUE, cursor, "COUNT", 1_000)
+            for entry, at_ms in page:
+                kind = entry.decode().partition(":")[0]
+                kinds[kind] = kinds.get(kind, 0) + 1
+                if float(at_ms) > 0:  # what is always there has no time before it is first done
+                    first_ms = min(first_ms, round(float(at_ms)))
+            if int(cursor) == 0:
+                return kinds, now_ms - first_ms
+
     async def done(self, entry: str) -> None:
         """Forget an entry."""
         await self._calls.command("ZREM", Around.DUE, entry)

@@ -22,6 +22,7 @@ from ..keys import Around
 from ..schedules import ScheduleStore
 from .answering import in_process
 from .calling import Calling, calls_worker
+from .monitor import Monitor, probes
 from .pool import arq_pool
 from .process import CONCURRENT, LOOK_S, JobsProcess, Work
 from .prompts import Prompts
@@ -49,14 +50,22 @@ async def jobs_process(settings: JobsSettings) -> AsyncGenerator[JobsProcess]:
     )
     due, batches = Due(calls), BatchStore(calls)
     hooks = HookStore(calls, due)
-    sender = Sender(hooks, _keys(settings), Allowed(settings.webhook_allow), count=lambda _: None)
+    monitor = Monitor(due, hooks)
+    sender = Sender(
+        hooks, _keys(settings), Allowed(settings.webhook_allow), count=monitor.count_webhook
+    )
     schedules = ScheduleStore(calls)
     prompts = Prompts(settings.redis_url, schedules)
     queues = Queues(settings.redis_url, queue_limit=settings.queue_limit)
     calling = Calling(queues)
     try:
         async with in_process(gateway) as asked:
-            runner = Runner(FileStore(calls), batches, asked, in_flight=settings.batch_in_flight)
+            runner = Runner(
+                FileStore(calls),
+                batches,
+                monitor.counted(asked),
+                in_flight=settings.batch_in_flight,
+            )
 
             async def run_batch(batch_id: str) -> None:
                 await runner.run(batch_id)
@@ -71,7 +80,7 @@ async def jobs_process(settings: JobsSettings) -> AsyncGenerator[JobsProcess]:
                 "prompt": prompts.submit,
                 "hourly": Upkeep(calls).hourly,
             }
-            yield JobsProcess(
+            process = JobsProcess(
                 due,
                 work,
                 arq,
@@ -80,6 +89,10 @@ async def jobs_process(settings: JobsSettings) -> AsyncGenerator[JobsProcess]:
                     calls_arq, calling, concurrent=CONCURRENT, poll_s=LOOK_S
                 ),
             )
+            async with probes(
+                settings.health_port, monitor, silent_s=process.silent_s, ping=queues.ping
+            ):
+                yield process
     finally:
         await sender.aclose()
         await prompts.aclose()

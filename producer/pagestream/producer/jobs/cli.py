@@ -28,6 +28,10 @@ Allow = Annotated[
         "between them: hooks.internal, *.lan, 10.1.0.0/16. [default: none]"
     ),
 ]
+HealthPort = Annotated[
+    int | None,
+    typer.Option(help="Port for /health, /ready and /metrics, on every address. [default: none]"),
+]
 
 
 def jobs(
@@ -35,6 +39,7 @@ def jobs(
     batch_in_flight: InFlight = None,
     queue_limit: Limit = None,
     webhook_allow: Allow = None,
+    health_port: HealthPort = None,
     log_format: LogFormat = None,
 ) -> None:
     """Run batches, send webhooks, and do what else is due around the queues of one Redis.
@@ -49,6 +54,7 @@ def jobs(
             batch_in_flight=batch_in_flight,
             queue_limit=queue_limit,
             webhook_allow=webhook_allow,
+            health_port=health_port,
             log_format=log_format,
         )
         log_to_stderr(settings.log_format)

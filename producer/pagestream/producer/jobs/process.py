@@ -7,6 +7,7 @@ This module knows which kinds of work there are; what they do is their modules' 
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class JobsProcess:
         self._work = work
         self._arq = arq
         self._calls_worker = calls_worker
+        self._looked_s = time.monotonic()
 
     async def run(self) -> None:
         """Work until cancelled; sit outages out."""
@@ -72,12 +74,17 @@ class JobsProcess:
                 await asyncio.gather(*tasks)
             except (RedisError, OSError, QueueUnavailable) as error:
                 log.warning("Redis is away, trying again: %s", error)
+                self._looked_s = time.monotonic()
             finally:
                 tasks += [task for worker in workers for task in worker.tasks.values()]
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.sleep(1)
+
+    def silent_s(self) -> float:
+        """Return how long ago the list was looked at, or Redis found away."""
+        return time.monotonic() - self._looked_s
 
     async def do(self, ctx: dict[Any, Any], entry: str, ticket: str) -> None:
         """Do what an entry stands for, unless somebody else does by now."""
@@ -119,4 +126,5 @@ class JobsProcess:
             await self._due.keep(self._always)
             for entry, ticket in await self._due.take(CONCURRENT):
                 await self._arq.enqueue_job("do", entry, ticket, _job_id=f"{entry}@{ticket}")
+            self._looked_s = time.monotonic()
             await asyncio.sleep(LOOK_S)
