@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .errors import InvalidRequest
-from .keys import DEFAULT_TENANT, QUEUES, Keys, check_name
+from .keys import DEFAULT_TENANT, QUEUES, Around, Keys, check_name
 from .lua import Script
 
-RoleName = Literal["producer", "reader", "observer", "worker", "admin"]
+RoleName = Literal["producer", "reader", "observer", "worker", "admin", "gateway", "jobs"]
 
 _CALL = re.compile(r"(?:call|pcall|xadd)\(\s*'([A-Z]+)'(?:, '([A-Z]+)')?|\{'(XCLAIM)'")
 _WITH_SUBCOMMANDS = {"XGROUP", "XINFO"}
@@ -31,6 +31,8 @@ class _Role:
     """Keys it reads only."""
     queues: Literal["writes", "reads", ""] = ""
     """What it does with the set of all queues' names."""
+    others: tuple[str, ...] = ()
+    """Whole patterns of keys around the queues, which it writes."""
 
 
 _EVERY_CONNECTION = ("auth", "ping", "select", "client|setname", "client|id")
@@ -42,6 +44,16 @@ _TALKING = ("evalsha", "script|load")
 _LOOKING = (
     *("time", "exists", "get", "hkeys", "hlen", "hmget", "smembers", "zrange", "zcard", "xlen"),
     *("xrange", "xrevrange", "xpending", "xinfo|groups"),
+)
+
+_FILES = (
+    *("hset", "hsetnx", "hget", "hgetall", "hlen", "hkeys", "pexpire", "pttl", "del"),
+    *("zadd", "zrem", "zrevrange", "zrange", "sismember", "time"),
+)
+# What arq sends: it runs the functions of a jobs process.
+_ARQ = (
+    *("watch", "unwatch", "multi", "exec", "discard", "set", "get", "psetex", "setex", "incrby"),
+    *("expire", "exists", "zscore", "zrangebyscore", "zincrby", "zcard", "info", "dbsize"),
 )
 
 ROLES: dict[RoleName, _Role] = {
@@ -81,6 +93,29 @@ ROLES: dict[RoleName, _Role] = {
         writes=("*",),
         queues="reads",
     ),
+    "gateway": _Role(
+        scripts=("submit", "cancel", "delete", "renew", "due", "batch_move", "schedule"),
+        commands=(*_TALKING, *_READING, *_LOOKING, *_FILES, "waitaof"),
+        writes=("*",),
+        queues="reads",
+        others=(
+            *(Around.DUE, Around.file("*"), Around.files("*")),
+            *(Around.batch("*"), Around.batches("*"), Around.schedule("*")),
+        ),
+    ),
+    "jobs": _Role(
+        scripts=(
+            *("submit", "cancel", "delete", "renew", "due", "batch_move", "batch_record"),
+            *("schedule", "usage_roll"),
+        ),
+        commands=(
+            *(*_TALKING, *_READING, *_LOOKING, *_FILES, *_ARQ, "waitaof", "xdel", "hincrby"),
+            *("scan", "zscan", "zremrangebyscore"),
+        ),
+        writes=("*",),
+        queues="reads",
+        others=(f"{Around.PREFIX}*", "arq:*"),
+    ),
 }
 
 
@@ -113,7 +148,7 @@ def rule(
 
     Args:
         role: what the user is to do.
-        queue: on which queue.
+        queue: on which queue; `*`, every queue, for what serves them all: a gateway, jobs.
         user: the user's name.
         password_sha256: its password's hash, in hexadecimal.
         tenant: a producer or reader of this tenant alone: its job ids begin with `<tenant>.`, as
@@ -125,7 +160,8 @@ def rule(
         InvalidRequest: a name has characters it may not have, or the role knows no tenants.
     """
     chosen = ROLES[role]
-    prefix = Keys(check_name("queue", queue)).prefix
+    is_everywhere = queue == "*" and bool(chosen.others)
+    prefix = Keys(queue if is_everywhere else check_name("queue", queue)).prefix
     if not re.fullmatch(r"[A-Za-z0-9._@-]+", user):
         raise InvalidRequest(f"user {user!r} has a character that an ACL file does not allow")
     if tenant is not None and role not in ("producer", "reader"):
@@ -140,6 +176,7 @@ def rule(
     read = "~" if redis_6 else "%R~"
     keys = [f"~{pattern(key)}" for key in chosen.writes]
     keys += [f"{read}{pattern(key)}" for key in chosen.reads]
+    keys += [f"~{one}" for one in chosen.others]
     if chosen.queues:
         keys.append(f"{'~' if chosen.queues == 'writes' else read}{QUEUES}")
     allowed = {*_EVERY_CONNECTION, *chosen.commands}

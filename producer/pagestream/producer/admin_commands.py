@@ -84,8 +84,10 @@ def drain(
 
 
 def acl(
-    role: Annotated[str, typer.Argument(help="producer, reader, observer, worker or admin.")],
-    queue: Annotated[str, typer.Option(help="The queue: a served model's name.")],
+    role: Annotated[str, typer.Argument(help=f"One of {', '.join(ROLES)}.")],
+    queue: Annotated[
+        str, typer.Option(help="A served model's name; * for a gateway or jobs: every queue.")
+    ],
     user: Annotated[str | None, typer.Option(help="The user's name. [default: the role]")] = None,
     tenant: Annotated[
         str | None, typer.Option(help="A producer or reader of this tenant's jobs alone.")
