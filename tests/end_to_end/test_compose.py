@@ -26,6 +26,7 @@ from redis.exceptions import RedisError
 from pagestream.producer.embedded import find_server
 from pagestream.producer.gateway.cli import DRAIN_S
 from pagestream.producer.gateway.settings import GatewaySettings
+from pagestream.producer.jobs.settings import JobsSettings
 from pagestream.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,10 +62,14 @@ def variables(tree: object) -> dict[str, str | None]:
 
 def test_a_plain_up_needs_no_gpu_and_no_env_file() -> None:
     default = {name for name, service in SERVICES.items() if "profiles" not in service}
-    assert default == {"redis", "worker", "gateway", "producer"}
+    assert default == {"redis", "worker", "gateway", "jobs", "producer"}
     assert all("devices" not in str(SERVICES[name]) for name in default)
-    # HF_TOKEN is rightly empty unless set; everything else has a value.
-    assert {name for name, value in variables(COMPOSE).items() if not value} <= {"HF_TOKEN"}
+    # These are rightly empty unless set; everything else has a value.
+    assert {name for name, value in variables(COMPOSE).items() if not value} <= {
+        "HF_TOKEN",
+        "PAGESTREAM_WEBHOOK_SECRET",
+        "PAGESTREAM_WEBHOOK_ALLOW",
+    }
 
 
 def test_what_is_watched_from_is_reached_from_this_host_alone() -> None:
@@ -165,7 +170,8 @@ def test_settings_are_settings_of_ours(name: str) -> None:
     given = [key for key in SERVICES[name]["environment"] if key.startswith("PAGESTREAM_")]
     assert "PAGESTREAM_REDIS_URL" in given
     for key in given:
-        settings = GatewaySettings if words_of(name)[0] == "gateway" else WorkerSettings
+        kinds = {"gateway": GatewaySettings, "jobs": JobsSettings}
+        settings = kinds.get(words_of(name)[0], WorkerSettings)
         assert key.removeprefix("PAGESTREAM_").lower() in settings.model_fields
 
 
@@ -215,18 +221,27 @@ def test_what_compose_would_start_answers_a_prompt(tmp_path: Path) -> None:
         worker = stack.enter_context(process(ours(words_of("worker")), environment(url) | port))
         door = {"PAGESTREAM_PORT": str(free_port())}
         gateway = stack.enter_context(process(ours(words_of("gateway")), environment(url) | door))
+        probe = {"PAGESTREAM_HEALTH_PORT": str(free_port())}
+        given = {
+            name: substituted(value) for name, value in SERVICES["jobs"]["environment"].items()
+        }
+        jobs = stack.enter_context(
+            process(ours(words_of("jobs")), environment() | given | environment(url) | probe)
+        )
         _, said = producer.communicate(timeout=100)
         assert producer.returncode == 0, said
         assert is_healthy("worker", port)
         assert not is_healthy("worker", {"PAGESTREAM_HEALTH_PORT": "1"})
         until(lambda: is_healthy("gateway", door))
         assert not is_healthy("gateway", {"PAGESTREAM_PORT": "1"})
+        until(lambda: is_healthy("jobs", probe))
+        assert not is_healthy("jobs", {"PAGESTREAM_HEALTH_PORT": "1"})
         with openai.OpenAI(
             base_url=f"http://127.0.0.1:{door['PAGESTREAM_PORT']}/v1", api_key="none", timeout=60
         ) as client:
             told = client.completions.create(model="demo", prompt="def add(a, b):", max_tokens=8)
         assert told.usage.completion_tokens == 8
-        for service in (gateway, worker):
+        for service in (gateway, worker, jobs):
             service.send_signal(signal.SIGTERM)
             _, said = service.communicate(timeout=30)
             assert service.returncode == 0, said

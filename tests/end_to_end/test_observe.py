@@ -12,9 +12,11 @@ import promql_parser
 import pytest
 import yaml
 from gateway_process import GatewayProcess
+from jobs_process import JobsProcess
 from prometheus_client.parser import text_string_to_metric_families
 from redis_server import RedisServer
 from stub_engine import StubOptions
+from webhook_receiver import until
 from worker_harness import Client, Worker
 
 from pagestream.producer.keys import Keys
@@ -55,16 +57,27 @@ def scrape(port: int) -> str:
         connection.close()
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def is_up(port: int) -> bool:
+    try:
+        return bool(scrape(port))
+    except OSError:
+        return False
+
+
 @pytest.fixture(scope="module")
 def exported(
     redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, set[str]]:
-    """Sample name -> its labels, as a worker that has ended a job and a gateway give them."""
+    """Sample name -> its labels, as a worker that has ended a job, a gateway and jobs give them."""
     model = tmp_path_factory.mktemp("model")
     (model / "config.json").write_text("{}")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, jobs_port = free_port(), free_port()
     flags = {"health_port": port}
     worker = Worker(redis_server.url, QUEUE, model, StubOptions(), flags=flags).start()
     client = Client(redis_server.url, QUEUE)
@@ -74,6 +87,9 @@ def exported(
         pages = [scrape(port)]
         with GatewayProcess(redis_server.url, model) as gateway:
             pages.append(scrape(gateway.port))
+        with JobsProcess(redis_server.url, model, "--health-port", str(jobs_port)):
+            until(lambda: is_up(jobs_port), "the start of the jobs process")
+            pages.append(scrape(jobs_port))
     finally:
         worker.end()
         client.redis.close()

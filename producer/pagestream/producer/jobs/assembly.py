@@ -103,7 +103,8 @@ async def jobs_process(settings: JobsSettings) -> AsyncGenerator[JobsProcess]:
 
 
 def _keys(settings: JobsSettings) -> list[bytes]:
-    if settings.webhook_secret is None:
+    secret = settings.webhook_secret
+    if secret is None or not secret.get_secret_value():
         log.warning("no PAGESTREAM_WEBHOOK_SECRET is set: webhooks become dead letters")
         return []
-    return read_secrets(settings.webhook_secret.get_secret_value())
+    return read_secrets(secret.get_secret_value())
