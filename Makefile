@@ -39,7 +39,7 @@ test: $(VENV)/.dev lint ## Lint, types and every quick test
 
 test-redis-8: $(VENV)-redis-8/.dev ## The client's tests on redis-py 8: arq holds the others to 5
 	$(VENV)-redis-8/bin/pytest tests/producer --ignore tests/producer/gateway \
-	  --ignore tests/producer/test_cli.py -m "not slow" $(PYTEST_ARGS)
+	  --ignore tests/producer/jobs --ignore tests/producer/test_cli.py -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.dev lint ## The slow tests too
 	$(LEFT_OUT)
