@@ -103,6 +103,17 @@ def test_each_role_can_do_its_part(server, tmp_path):
         worker.end()
 
 
+def test_a_producer_of_a_tenant_ends_a_queued_job_that_names_a_webhook(server):
+    async def cancel() -> str:
+        async with AsyncClient(url(server, "acme"), queue=QUEUE, tenant="acme") as client:
+            job = await client.submit("x", webhook="https://example.com/")
+            return await job.cancel()
+
+    assert asyncio.run(cancel()) == "cancelled"
+    with connected(server, "worker") as client:
+        assert client.xlen(KEYS.hooks) == 1
+
+
 def test_a_worker_recovers_and_an_operator_retries(server):
     with connected(server, "any") as any_producer, connected(server, "worker") as worker_client:
         producer, wire = Wire(any_producer, KEYS), Wire(worker_client, KEYS)

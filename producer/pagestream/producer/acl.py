@@ -62,7 +62,7 @@ ROLES: dict[RoleName, _Role] = {
         commands=(*_TALKING, *_READING, "hgetall", "smembers", "waitaof"),
         writes=(
             *("job:<id>", "out:<id>", "jobs:*:<t>", "ready:*", "served", "bell"),
-            *("ctl:*", "running:*", "dead", "due", "rate:<t>"),
+            *("ctl:*", "running:*", "dead", "due", "rate:<t>", "hooks", "usage:*"),
         ),
         reads=("model", "hb:*", "pace", "limits"),
         queues="reads",
