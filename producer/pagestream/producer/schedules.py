@@ -138,7 +138,9 @@ def build_scheduled(
         kept["prompt_ids"] = list(kept["prompt_ids"])  # it may be one that can be read once
     request = build_request(kept, model=model, tenant=tenant, queue_limit=queue_limit)
     if len(request.id) > ID_CHARACTERS_MAX:
-        raise InvalidRequest(f"the id {request.id!r} has more than {ID_CHARACTERS_MAX} characters")
+        raise InvalidRequest(
+            f"the id {request.id!r} has more than {ID_CHARACTERS_MAX} characters", param="id"
+        )
     kept.pop("id", None)
     return Scheduled(
         id=request.id,
@@ -159,6 +161,7 @@ def check_delay(delay_ms: int) -> int:
     """
     if not isinstance(delay_ms, int) or not 0 <= delay_ms <= DELAY_MS_MAX:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidRequest(
-            f"delay_ms={delay_ms!r} is not a whole number of ms from 0 to {DELAY_MS_MAX}, a year"
+            f"delay_ms={delay_ms!r} is not a whole number of ms from 0 to {DELAY_MS_MAX}, a year",
+            param="delay_ms",
         )
     return delay_ms

@@ -11,7 +11,7 @@ from jobs_process import JobsProcess
 from stub_worker import StubWorker, answer
 from webhook_receiver import until
 
-from pagestream.producer import JobCancelled, JobConflict, JobFailed, UnknownModel
+from pagestream.producer import InvalidRequest, JobCancelled, JobConflict, JobFailed, UnknownModel
 from pagestream.producer.jobs.packing import pack, unpack
 from pagestream.producer.jobs.pool import arq_pool
 from pagestream.producer.keys import Keys
@@ -93,7 +93,12 @@ async def test_a_call_outlives_its_process(own_server, tmp_path):
 
 
 def test_errors_are_data_in_any_language():
-    for error in (JobConflict("taken"), UnknownModel("none"), JobFailed("x", code="odd")):
+    for error in (
+        JobConflict("taken"),
+        UnknownModel("none"),
+        InvalidRequest("wrong"),
+        JobFailed("x", code="odd"),
+    ):
         packed = pack({"r": error})
         assert b"$error" in packed
         again = unpack(packed)["r"]

@@ -9,7 +9,14 @@ from typing import Any, cast
 import msgspec
 
 from .. import errors
-from ..errors import JobCancelled, JobExpired, JobFailed, PagestreamError
+from ..errors import (
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    PagestreamError,
+    QueueFull,
+    RateLimited,
+)
 
 _ERROR = "$error"
 
@@ -53,7 +60,6 @@ def _by_code() -> dict[str, type[PagestreamError]]:
         for one in named
         if isinstance(one, type)
         and issubclass(one, PagestreamError)
-        and "__init__" not in vars(one)
-        and not issubclass(one, JobFailed)
+        and not issubclass(one, (JobFailed, QueueFull, RateLimited))
         and one is not PagestreamError
     }
