@@ -15,6 +15,7 @@ from pagestream.producer.lua import Script
 @pytest.fixture
 async def due(redis_url, redis_client, monkeypatch):
     monkeypatch.setattr(due_module, "LEASE_MS", 300)
+    redis_client.delete(Around.DUE)  # a jobs process of another test leaves what is always there
     connection = connect_async(redis_url, client_name="test-due")
     yield Due(Calls(connection, redis_url, 5_000))
     await connection.aclose()
