@@ -9,10 +9,20 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
-    "Use it": ("generate", "chat", "batch", "tail", "cancel"),
+    "Use it": ("generate", "chat", "batch", "schedule", "tail", "cancel"),
     "Run it": ("up", "worker", "gateway", "jobs"),
-    "Look at it": ("info", "top", "ls", "show", "doctor", "plan"),
-    "Operate it": ("config", "drain", "delete", "dead", "tenants", "acl", "bench", "chaos"),
+    "Look at it": ("info", "top", "ls", "show", "usage", "doctor", "plan"),
+    "Operate it": (
+        "config",
+        "drain",
+        "delete",
+        "dead",
+        "hooks",
+        "tenants",
+        "acl",
+        "bench",
+        "chaos",
+    ),
 }
 """Heading -> commands, in the order in which they are shown."""
 

@@ -10,7 +10,7 @@ import ipaddress
 import socket
 from fnmatch import fnmatchcase
 
-from ..errors import InvalidRequest, PagestreamError
+from ..errors import BadSettings, PagestreamError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -31,7 +31,7 @@ class Allowed:
         """Read `hooks.internal, *.example.com, 10.1.0.0/16`.
 
         Raises:
-            InvalidRequest: a network is none.
+            BadSettings: a network is none.
         """
         self._hosts: list[str] = []
         self._networks: list[Network] = []
@@ -43,7 +43,7 @@ class Allowed:
             try:
                 self._networks.append(ipaddress.ip_network(one))
             except ValueError as error:
-                raise InvalidRequest(f"--webhook-allow: {error}") from error
+                raise BadSettings(f"--webhook-allow: {error}") from error
 
     async def address(self, host: str, port: int) -> str:
         """Return an address of the host that a webhook may go to.

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 
-from ..errors import InvalidRequest
+from ..errors import BadSettings
 
 _PREFIX = "whsec_"
 SECRET_BYTES_MIN = 16
@@ -19,7 +19,7 @@ def read_secrets(text: str) -> list[bytes]:
     """Return the keys in `whsec_…[,whsec_…]`; several while they are changed.
 
     Raises:
-        InvalidRequest: one is not `whsec_` and base64 of enough bytes. The secret is not repeated.
+        BadSettings: one is not `whsec_` and base64 of enough bytes. The secret is not repeated.
     """
     keys: list[bytes] = []
     for place, secret in enumerate(text.split(","), 1):
@@ -29,7 +29,7 @@ def read_secrets(text: str) -> list[bytes]:
         except binascii.Error:
             key = b""
         if not encoded.startswith(_PREFIX) or len(key) < SECRET_BYTES_MIN:
-            raise InvalidRequest(
+            raise BadSettings(
                 f"--webhook-secret: secret {place} is not {_PREFIX} and base64 of at least "
                 f"{SECRET_BYTES_MIN} bytes; make one: echo {_PREFIX}$(openssl rand -base64 32)"
             )

@@ -40,6 +40,7 @@ async def jobs_process(settings: JobsSettings) -> AsyncGenerator[JobsProcess]:
 
     Raises:
         InvalidRequest: the URL is not one that Redis clients take.
+        BadSettings: a webhook's secret or network is none, or the port cannot be had.
     """
     redis = connect_async(settings.redis_url, client_name="pagestream-jobs", max_connections=64)
     calls = Calls(redis, settings.redis_url, TIMEOUT_MS)

@@ -21,7 +21,7 @@ from ..batch.batches import About
 from ..batch.due import Due
 from ..batch.lines import Line
 from ..batch.runner import Answer, Asked
-from ..errors import InvalidRequest, QueueUnavailable
+from ..errors import BadSettings, QueueUnavailable
 from ..hooks.sender import Outcome
 from ..hooks.store import HookStore
 
@@ -133,7 +133,7 @@ async def probes(
         ping: asks Redis, and raises `QueueUnavailable` without an answer.
 
     Raises:
-        InvalidRequest: the port cannot be had.
+        BadSettings: the port cannot be had.
     """
     if port is None:
         yield
@@ -141,7 +141,7 @@ async def probes(
     try:
         listening = socket.create_server(("", port))
     except OSError as error:
-        raise InvalidRequest(f"--health-port {port}: {error}") from error
+        raise BadSettings(f"--health-port {port}: {error}") from error
     app = _application(monitor, silent_s, ping)
     server = _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
     serving = asyncio.create_task(server.serve(sockets=[listening]))
