@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
+import openai
 import pytest
 
 READY_S = 90.0
@@ -98,7 +99,15 @@ def test_its_curl_line_works_and_one_ctrl_c_ends_all(up: Up) -> None:
         assert http.get(f"{url}/dashboard").status_code == 200
 
     started = up.descendants()
-    assert len(started) >= 4, "a guard, its server, an engine, a gateway"
+    assert len(started) >= 5, "a guard, its server, an engine, a gateway, a jobs process"
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/completions"}
+    content = json.dumps({**line, "body": {**body, "stream": False}}).encode()
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        file = client.files.create(file=("in.jsonl", content), purpose="batch")
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
+        )
+        up._until(lambda: client.batches.retrieve(batch.id).status == "completed", 30)
     seen: list[str] = []
 
     def read_on() -> None:

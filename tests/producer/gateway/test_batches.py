@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 import time
 from collections import Counter
 
@@ -9,6 +10,7 @@ import openai
 import pytest
 from jobs_process import JobsProcess
 from stub_worker import StubWorker, answer
+from waiting import until
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 
@@ -114,7 +116,8 @@ def test_each_endpoint_has_batches(client, queue_name, jobs, endpoint, body, sai
 def test_a_batch_goes_behind_all_other_work(client, queue_name, jobs, redis_client, keys):
     batch = wait_for(client, begin(client, [completion(queue_name, "one")]).id)
     (one,) = lines_of(client, batch.output_file_id)
-    assert redis_client.hget(keys.job(one["response"]["body"]["id"]), "lane") == b"low"
+    record = keys.job(one["response"]["body"]["id"])
+    assert redis_client.hmget(record, "lane", "retention_ms") == [b"low", b"120000"]
 
 
 @pytest.mark.parametrize(
@@ -147,23 +150,25 @@ def test_a_file_with_too_many_lines(client, jobs):
 
 
 def test_killed_processes_lose_nothing_and_do_nothing_twice(
-    client, redis_url, queue_name, redis_client, tmp_path
+    client, worker, redis_url, queue_name, redis_client, tmp_path
 ):
     """Five jobs processes are killed in the middle; every line is answered once."""
+    steps = worker.steps_allowed = threading.Semaphore(0)
+
+    def has_answered(count: int) -> bool:
+        steps.release()
+        return client.batches.retrieve(batch.id).request_counts.completed >= count
+
     with JobsProcess(redis_url, tmp_path, "--batch-in-flight", "20") as jobs:
         batch = begin(client, [completion(queue_name, f"{n}", seed=n) for n in range(240)])
         for kill in range(1, 6):
-            seen = 40 * kill
-            wait_for(
-                client,
-                batch.id,
-                lambda one, seen=seen: one.request_counts.completed >= seen or one.status in ENDED,
-            )
+            until(lambda count=30 * kill: has_answered(count))
             jobs.end(signal.SIGKILL)
             assert client.batches.retrieve(batch.id).status == "in_progress"
             jobs.start()
             # What the killed one held is taken as soon as its lease is over: make that now.
             redis_client.zadd("{ps}:due", {f"batch:{batch.id}": 0}, xx=True)
+        steps.release(10_000)
         batch = wait_for(client, batch.id)
     output = lines_of(client, batch.output_file_id)
     assert Counter(one["custom_id"] for one in output) == {f"{n}": 1 for n in range(240)}

@@ -15,6 +15,7 @@ from pagestream.producer.embedded import EmbeddedRedis, default_directory
 from pagestream.producer.errors import PagestreamError, QueueUnavailable
 from pagestream.producer.help_groups import GroupedCommand
 from pagestream.producer.logs import log_to_stderr
+from pagestream.producer.owned import owned_process
 
 from .flags import (
     Data,
@@ -25,6 +26,7 @@ from .flags import (
     GpuMemory,
     Grace,
     HasGateway,
+    HasJobs,
     HealthPort,
     HeartbeatTtl,
     LoadFormat,
@@ -122,19 +124,23 @@ def up(
     data: Data = None,
     gateway: HasGateway = True,
     port: Port = None,
+    jobs: HasJobs = True,
 ) -> None:
-    """Start an embedded Redis server, a worker on it, and a gateway, in one command.
+    """Start an embedded Redis server, a worker, a gateway and a jobs process, in one command.
 
     Ctrl-C once: the worker lets its running jobs finish, then all of it ends.
     """
     flags = dict(locals())
-    has_gateway, port = flags.pop("gateway"), flags.pop("port")
+    has_gateway, port, has_jobs = flags.pop("gateway"), flags.pop("port"), flags.pop("jobs")
     try:
         with EmbeddedRedis(flags.pop("data") or default_directory()) as server:
             typer.echo(f"Redis is at {server.url}", err=True)
             settings = read_settings(**flags, redis_url=server.url)
             log_to_stderr(settings.log_format)
-            with _gateway(settings, port) if has_gateway else nullcontext():
+            with (
+                _gateway(settings, port) if has_gateway else nullcontext(),
+                _jobs(settings) if has_jobs else nullcontext(),
+            ):
                 status = run_worker(settings)
     except QueueUnavailable as error:  # no server binary, or one runs already
         typer.echo(f"error: {error}", err=True)
@@ -166,6 +172,19 @@ def _gateway(settings: WorkerSettings, port: int | None) -> Generator[None]:
             f"  curl -N {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'",
             err=True,
         )
+        yield
+
+
+@contextmanager
+def _jobs(settings: WorkerSettings) -> Generator[None]:
+    """Run a jobs process beside the worker, or say that it is not installed."""
+    if missing := missing_extra("jobs"):
+        typer.echo(f"no batches and no webhooks: {missing}", err=True)
+        yield
+        return
+
+    told = {"redis_url": settings.redis_url, "log_format": settings.log_format}
+    with owned_process("jobs", {**told, "health_port": None}):  # that port is the worker's
         yield
 
 

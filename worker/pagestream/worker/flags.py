@@ -220,6 +220,15 @@ HasGateway = Annotated[
         rich_help_panel=GATEWAY,
     ),
 ]
+HasJobs = Annotated[
+    bool,
+    typer.Option(
+        "--jobs/--no-jobs",
+        help="Run batches and send webhooks, where that is installed. [default: yes]",
+        show_default=False,
+        rich_help_panel=GATEWAY,
+    ),
+]
 Port = Annotated[
     int | None,
     typer.Option(help="The gateway's. [default: 8000]", metavar="PORT", rich_help_panel=GATEWAY),

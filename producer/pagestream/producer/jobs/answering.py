@@ -6,7 +6,7 @@ This module knows requests and who asks; what they mean is the gateway's.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, MutableMapping
+from collections.abc import AsyncGenerator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,6 +30,11 @@ _CALLER = "pagestream.caller"
 log = logging.getLogger(__name__)
 
 
+KEPT_MS = 120_000
+"""How long a line's job is kept once it has ended: a jobs process that is away for less finds its
+answer. Longer would only fill Redis, where the batch has the answers itself."""
+
+
 class BatchCaller(Caller, frozen=True, kw_only=True):
     """A line of a batch as who asks: its jobs are remembered, so that they can be cancelled."""
 
@@ -42,6 +47,11 @@ class BatchCaller(Caller, frozen=True, kw_only=True):
         job = await super().submit(kind, body, question, place=place, keep=keep)
         self.jobs.append(job)
         return job
+
+    def _spec(
+        self, kind: Kind, body: Body, question: JobSpec, place: int, keep: bool
+    ) -> Mapping[str, Any]:
+        return {**super()._spec(kind, body, question, place, keep), "retention_ms": KEPT_MS}
 
 
 class InProcess:
