@@ -111,9 +111,9 @@ def test_each_role_is_told_what_it_may_not_ask_and_who_may(with_roles, role, may
     assert "the server's own administrator" in found["persistence"].fix
     assert "pagestream acl" not in found["persistence"].fix, "no role may ask CONFIG"
     if "version" in denied:
-        assert "pagestream acl worker --queue …" in found["version"].fix
+        assert "pagestream acl worker|jobs --queue …" in found["version"].fix
     if "queues" in denied:
-        assert "pagestream acl observer|admin --queue …" in found["queues"].fix
+        assert "pagestream acl observer|admin|gateway|jobs --queue …" in found["queues"].fix
     if "queue two" in found:
         assert "pagestream acl observer --queue two" in found["queue two"].fix
     if "queue one" in may:

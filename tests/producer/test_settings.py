@@ -170,8 +170,8 @@ def test_each_setting_its_value_and_where_it_comes_from():
         (["worker"], {"PAGESTREAM_GRAC": "1"}, 78, "did you mean PAGESTREAM_GRACE?"),
         (["worker", "--dtype", "int3"], {}, 78, "--dtype"),
         (["gateway"], {"PAGESTREAM_PORT": "0"}, 78, "--port"),
-        (["gateway", "--redis-url", "http://u:secret@h"], {}, 78, "begins with redis://"),
-        (["jobs"], {"PAGESTREAM_REDIS_URL": "redis://u:secret@h:port"}, 78, "--redis-url"),
+        (["gateway", "--redis-url", "http://u:hidden@h"], {}, 78, "begins with redis://"),
+        (["jobs"], {"PAGESTREAM_REDIS_URL": "redis://u:hidden@h:port"}, 78, "--redis-url"),
         (["gateway", "--step-stall", "4"], {}, 2, "No such option: --step-stall"),
         (["cook"], {}, 2, "'cook' is not one of worker, gateway, jobs"),
     ],
@@ -180,7 +180,7 @@ def test_what_is_wrong_is_said_and_is_the_exit_status(arguments, variables, stat
     told = check(*arguments, **variables)
     assert told.returncode == status
     assert said in told.stderr
-    assert "secret" not in told.stdout + told.stderr
+    assert "hidden" not in told.stdout + told.stderr
     assert "Traceback" not in told.stderr
 
 
