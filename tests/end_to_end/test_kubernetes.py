@@ -20,6 +20,7 @@ from our_processes import command_line, environment, free_port, ours, process, u
 
 from pagestream.producer.gateway.cli import DRAIN_S
 from pagestream.producer.gateway.settings import GatewaySettings
+from pagestream.producer.jobs.settings import JobsSettings
 from pagestream.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,10 @@ IN_COMPOSE = {
     "pagestream-worker": "worker",
     "pagestream-worker-gpu": "worker-gpu",
     "pagestream-gateway": "gateway",
+    "pagestream-jobs": "jobs",
 }
+SETTINGS = {"pagestream-gateway": GatewaySettings, "pagestream-jobs": JobsSettings}
+"""Of workers they are `WorkerSettings`."""
 OURS = sorted(IN_COMPOSE.keys() - {"pagestream-redis"})
 
 
@@ -137,8 +141,9 @@ def test_what_is_written_is_on_a_volume(name: str) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_settings_are_settings_of_ours(name: str) -> None:
-    model = GatewaySettings if name == "pagestream-gateway" else WorkerSettings
-    for variable in settings_of(name):
+    model = SETTINGS.get(name, WorkerSettings)
+    named = {one["name"] for one in container(name)["env"]} - {"HF_TOKEN"}  # transformers' own
+    for variable in settings_of(name).keys() | named:
         assert variable.removeprefix("PAGESTREAM_").lower() in model.model_fields
     assert command_line(container(name)["args"], "--help").returncode == 0
 
@@ -180,14 +185,17 @@ def test_each_has_more_time_to_stop_than_it_takes() -> None:
         assert PODS[name]["terminationGracePeriodSeconds"] >= drain_s + 15
     pause_s = container("pagestream-gateway")["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert PODS["pagestream-gateway"]["terminationGracePeriodSeconds"] >= pause_s + DRAIN_S + 5
+    jobs_s = COMPOSE["jobs"]["stop_grace_period"]
+    assert f"{PODS['pagestream-jobs']['terminationGracePeriodSeconds']}s" == jobs_s
 
 
 def test_what_kubernetes_would_start_answers_its_probes(tmp_path: Path, redis_url: str) -> None:
-    """A worker and a gateway with their own arguments and settings; only places are moved."""
+    """Each with its own arguments and settings; only places are moved."""
     keys = tmp_path / "keys.json"
     keys.write_text('{"sk-anna": "anna"}')
-    ports = {name: free_port() for name in ("pagestream-worker", "pagestream-gateway")}
+    ports = {name: free_port() for name in OURS if name != "pagestream-worker-gpu"}
     moved = {
+        "pagestream-jobs": {"PAGESTREAM_HEALTH_PORT": str(ports["pagestream-jobs"])},
         "pagestream-worker": {"PAGESTREAM_HEALTH_PORT": str(ports["pagestream-worker"])},
         "pagestream-gateway": {
             "PAGESTREAM_PORT": str(ports["pagestream-gateway"]),
@@ -232,7 +240,7 @@ def test_probes_ask_where_something_answers(name: str) -> None:
     (port,) = container(name)["ports"]
     variable = "PAGESTREAM_PORT" if port["name"] == "http" else "PAGESTREAM_HEALTH_PORT"
     assert settings_of(name)[variable] == str(port["containerPort"])
-    paths = {"http": ["/health", "/ready"], "health": ["/livez", "/readyz"]}[port["name"]]
+    paths = ["/health", "/ready"] if name in SETTINGS else ["/livez", "/readyz"]
     probes = [container(name)[f"{kind}Probe"]["httpGet"] for kind in ("liveness", "readiness")]
     assert probes == [{"path": path, "port": port["name"]} for path in paths]
 
