@@ -4,8 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -39,13 +38,6 @@ def process(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Pope
             yield running
         finally:
             running.kill()
-
-
-def until(happened: Callable[[], bool], within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while not happened():
-        assert time.monotonic() < deadline, f"it did not happen in {within_s} s"
-        time.sleep(0.05)
 
 
 def free_port() -> int:

@@ -1,8 +1,7 @@
 """A real receiver of webhooks, for tests."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -57,11 +56,3 @@ def receiver() -> Iterator[Receiver]:
         finally:
             server.shutdown()
             thread.join()
-
-
-def until(happened: Callable[[], object], what: str = "it", timeout_s: float = 20) -> None:
-    """Wait until something is true."""
-    deadline_s = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < deadline_s, f"{what} did not happen in {timeout_s} s"
-        time.sleep(0.02)

@@ -19,9 +19,10 @@ from typing import Any
 import openai
 import pytest
 import yaml
-from our_processes import command_line, environment, free_port, ours, process, until
+from our_processes import command_line, environment, free_port, ours, process
 from redis import Redis
 from redis.exceptions import RedisError
+from waiting import until
 
 from pagestream.producer.embedded import find_server
 from pagestream.producer.gateway.cli import DRAIN_S

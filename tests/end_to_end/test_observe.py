@@ -16,7 +16,7 @@ from jobs_process import JobsProcess
 from prometheus_client.parser import text_string_to_metric_families
 from redis_server import RedisServer
 from stub_engine import StubOptions
-from webhook_receiver import until
+from waiting import until
 from worker_harness import Client, Worker
 
 from pagestream.producer.keys import Keys

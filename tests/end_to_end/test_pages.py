@@ -18,10 +18,11 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from our_processes import environment, free_port, ours, process, until
+from our_processes import environment, free_port, ours, process
 from redis import Redis
 from stub_worker import StubWorker
 from typer.testing import CliRunner
+from waiting import until
 
 from pagestream.producer import Client, errors
 from pagestream.producer.cli import build
@@ -129,8 +130,8 @@ def test_the_quickstart_runs_from_top_to_bottom(tmp_path: Path) -> None:
                 continue
             if words[:2] == ["pagestream", "up"]:
                 stack.enter_context(process(ours([*words[1:], "--port", str(port)]), env))
-                until(partial(serves, tmp_path / "state"), within_s=60)
-                until(partial(answers, port), within_s=60)
+                until(partial(serves, tmp_path / "state"), timeout_s=60)
+                until(partial(answers, port), timeout_s=60)
             else:
                 moved = command.replace("8000", str(port))
                 done = subprocess.run(

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from stub_worker import StubWorker
+from typer.testing import CliRunner
 from wire_tools import PAYLOAD, Worker, row
+
+from pagestream.producer.cli import build
 
 
 @pytest.fixture
@@ -74,3 +77,17 @@ def terminal() -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], Callable
         process.kill()
         process.wait()
         os.close(ours)
+
+
+@pytest.fixture
+def command(redis_url, queue_name, monkeypatch):
+    """`command("ls")`: its exit code and what it printed, on the test's queue."""
+    monkeypatch.setenv("PAGESTREAM_REDIS_URL", redis_url)
+    monkeypatch.setenv("PAGESTREAM_QUEUE", queue_name)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(build(list(arguments)), arguments)
+        return done.exit_code, done.output
+
+    return run

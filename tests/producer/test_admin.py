@@ -4,12 +4,10 @@ import asyncio
 import json
 
 import pytest
-from typer.testing import CliRunner
 from wire_tools import PAYLOAD, Worker, end, row
 
 from pagestream.producer import AsyncClient, JobFailed
 from pagestream.producer.admin import Admin
-from pagestream.producer.cli import build
 from pagestream.producer.errors import InvalidRequest, JobNotFound, QueueUnavailable, WorkerNotFound
 
 
@@ -17,20 +15,6 @@ from pagestream.producer.errors import InvalidRequest, JobNotFound, QueueUnavail
 def admin(redis_url):
     with Admin(redis_url) as made:
         yield made
-
-
-@pytest.fixture
-def command(redis_url, queue_name, monkeypatch):
-    """`command("dead", "list")`: its exit code and what it printed, on the test's queue."""
-    monkeypatch.setenv("PAGESTREAM_REDIS_URL", redis_url)
-    monkeypatch.setenv("PAGESTREAM_QUEUE", queue_name)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*arguments: str) -> tuple[int, str]:
-        done = CliRunner().invoke(build(list(arguments)), arguments)
-        return done.exit_code, done.output
-
-    return run
 
 
 # ---- dead letters

@@ -4,24 +4,8 @@ import json
 
 import pytest
 from stub_worker import StubWorker, answer
-from typer.testing import CliRunner
 
 from pagestream.producer import Client
-from pagestream.producer.cli import build
-
-
-@pytest.fixture
-def command(redis_url, queue_name, monkeypatch):
-    """`command("ls")`: its exit code and what it printed, on the test's queue."""
-    monkeypatch.setenv("PAGESTREAM_REDIS_URL", redis_url)
-    monkeypatch.setenv("PAGESTREAM_QUEUE", queue_name)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*arguments: str) -> tuple[int, str]:
-        done = CliRunner().invoke(build(list(arguments)), arguments)
-        return done.exit_code, done.output
-
-    return run
 
 
 @pytest.fixture

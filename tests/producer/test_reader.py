@@ -5,6 +5,7 @@ import time
 
 import pytest
 from redis.asyncio import Redis as AsyncRedis
+from waiting import until
 
 from pagestream.producer.connection import connect_async
 from pagestream.producer.errors import JobLost, PagestreamError, QueueUnavailable
@@ -254,4 +255,4 @@ def test_closing_ends_the_connections_and_the_readers(redis_url, reader_ids, key
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(run())
-    assert reader_ids() == []
+    until(lambda: reader_ids() == [], "the end of the connections, on the server")

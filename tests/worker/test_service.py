@@ -36,13 +36,6 @@ def bare(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def client(redis_url: str, keys: Keys) -> Iterator[Client]:
-    made = Client(redis_url, keys)
-    yield made
-    made.redis.close()
-
-
-@pytest.fixture
 def spawn(
     tmp_path: Path, model: Path, redis_url: str, keys: Keys
 ) -> Iterator[Callable[..., Process]]:

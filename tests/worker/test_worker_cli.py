@@ -80,7 +80,9 @@ def free_port() -> int:
 
 def test_up_starts_a_server_for_the_worker(up: Callable[..., tuple[int, str]]) -> None:
     seen: list[str] = []
-    status, said = up(lambda settings: seen.append(settings.redis_url) or 0, "--no-gateway")
+    status, said = up(
+        lambda settings: seen.append(settings.redis_url) or 0, "--no-gateway", "--no-jobs"
+    )
     assert (status, "gateway" in said) == (0, False), said
     assert seen[0].startswith("unix://")
 
@@ -101,7 +103,7 @@ def test_up_starts_a_gateway_for_as_long_as_the_worker(up: Callable[..., tuple[i
         urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=10)
 
 
-def test_up_goes_on_without_a_gateway_that_is_not_installed(
+def test_up_goes_on_without_what_is_not_installed(
     up: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = producer_cli.find_spec
@@ -112,7 +114,9 @@ def test_up_goes_on_without_a_gateway_that_is_not_installed(
     assert status == 0
     assert said.splitlines()[1:] == [
         "no gateway: `pagestream gateway` needs fastapi, which is not installed: "
-        "pip install 'pagestream[gateway]'"
+        "pip install 'pagestream[gateway]'",
+        "no batches and no webhooks: `pagestream jobs` needs fastapi, which is not installed: "
+        "pip install 'pagestream[jobs]'",
     ]
 
 

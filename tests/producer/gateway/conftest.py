@@ -6,7 +6,6 @@ import httpx2
 import openai
 import pytest
 from gateway_process import GatewayProcess
-from stub_worker import StubWorker
 
 KEYS = {
     "sk-anna": "anna",
@@ -35,12 +34,6 @@ def keyed_gateway(redis_server, tmp_path_factory):
     file.write_text(json.dumps(KEYS))
     with GatewayProcess(redis_server.url, folder, "--api-keys", str(file)) as gateway:
         yield gateway
-
-
-@pytest.fixture
-def worker(redis_url, queue_name):
-    with StubWorker(redis_url, queue_name) as stub:
-        yield stub
 
 
 @pytest.fixture

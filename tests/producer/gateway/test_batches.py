@@ -3,7 +3,6 @@
 import json
 import signal
 import threading
-import time
 from collections import Counter
 
 import openai
@@ -47,11 +46,8 @@ def begin(client: openai.OpenAI, lines: list, endpoint: str = "/v1/completions",
 
 
 def wait_for(client: openai.OpenAI, batch_id: str, is_there=lambda batch: batch.status in ENDED):
-    deadline_s = time.monotonic() + 30
-    while not is_there(batch := client.batches.retrieve(batch_id)):
-        assert time.monotonic() < deadline_s, batch
-        time.sleep(0.05)
-    return batch
+    until(lambda: is_there(client.batches.retrieve(batch_id)), f"{batch_id} as wanted", 30)
+    return client.batches.retrieve(batch_id)
 
 
 def lines_of(client: openai.OpenAI, file_id: str | None) -> list[dict]:

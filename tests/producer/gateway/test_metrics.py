@@ -1,13 +1,13 @@
 """`/metrics` of a gateway in a process of its own."""
 
 import json
-import time
 
 import httpx2
 import pytest
 from gateway_process import GatewayProcess
 from prometheus_client.parser import text_string_to_metric_families
 from stub_worker import StubWorker
+from waiting import until
 
 BODY = {"prompt": "hello", "max_tokens": 3, "seed": 4}
 
@@ -71,9 +71,7 @@ def test_an_open_stream_is_in_progress_until_its_client_leaves(gateway, redis_ur
             assert told.status_code == 200
             # The scrape is one of them.
             assert scrape(gateway)[("gateway_requests_in_progress",)] == 2
-        deadline_s = time.monotonic() + 20
-        while scrape(gateway)[("gateway_requests_in_progress",)] != 1:
-            assert time.monotonic() < deadline_s
+        until(lambda: scrape(gateway)[("gateway_requests_in_progress",)] == 1)
 
 
 def test_a_queue_without_a_worker_is_seen(gateway, redis_url, queue_name):

@@ -1,8 +1,5 @@
 """Streams over HTTP: their ids, taking them up elsewhere, silence, and clients that hang up."""
 
-import time
-from collections.abc import Callable
-
 import httpx2
 import openai
 import pytest
@@ -10,6 +7,7 @@ from gateway_process import GatewayProcess, events_of
 from stub_engine import StubOptions
 from stub_worker import answer
 from tiny_tokenizer import save_byte_level
+from waiting import until
 from worker_harness import Worker
 
 from pagestream.producer import Client as ProducerClient
@@ -76,13 +74,6 @@ def slow_worker(redis_url, redis_client, keys, tmp_path):
     until(lambda: redis_client.exists(keys.model))
     yield worker
     worker.end()
-
-
-def until(happened: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < deadline_s, "it did not happen in 20 s"
-        time.sleep(0.02)
 
 
 def ended_as(redis_client, keys, job_id: str) -> str:

@@ -9,7 +9,7 @@ import redis
 import redis.asyncio
 from jobs_process import JobsProcess
 from stub_worker import StubWorker, answer
-from webhook_receiver import until
+from waiting import until
 
 from pagestream.producer import InvalidRequest, JobCancelled, JobConflict, JobFailed, UnknownModel
 from pagestream.producer.jobs.packing import pack, unpack

@@ -11,7 +11,8 @@ from gateway_process import GatewayProcess
 from jobs_process import JobsProcess
 from openai.types.webhooks import BatchCompletedWebhookEvent, ResponseIncompleteWebhookEvent
 from typer.testing import CliRunner
-from webhook_receiver import SECRET, until
+from waiting import until
+from webhook_receiver import SECRET
 from wire_tools import Wire, Worker, end
 
 from pagestream.producer import Client, InvalidRequest

@@ -6,7 +6,8 @@ import socket
 import httpx2
 import redis
 from jobs_process import JobsProcess
-from webhook_receiver import SECRET, until
+from waiting import until
+from webhook_receiver import SECRET
 from wire_tools import Wire
 
 from pagestream.producer import Client

@@ -7,7 +7,7 @@ import pytest
 import redis
 from jobs_process import JobsProcess
 from typer.testing import CliRunner
-from webhook_receiver import until
+from waiting import until
 
 from pagestream.producer import AsyncClient, Client, InvalidRequest, JobConflict, NotDurable
 from pagestream.producer.cli import build

@@ -14,7 +14,8 @@ from gateway_process import GatewayProcess
 from jobs_process import JobsProcess
 from redis.exceptions import NoPermissionError
 from stub_worker import StubWorker
-from webhook_receiver import SECRET, receiver, until
+from waiting import until
+from webhook_receiver import SECRET, receiver
 
 from pagestream.producer import Client, InvalidRequest
 from pagestream.producer.acl import rule
