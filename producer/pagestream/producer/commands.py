@@ -47,9 +47,6 @@ RedisUrl = Annotated[
         envvar="PAGESTREAM_REDIS_URL",
     ),
 ]
-LogFormat = Annotated[
-    str | None, typer.Option(help="pretty, or json: one object a line. [default: pretty]")
-]
 Model = Annotated[
     str | None, typer.Option(help="The name it is served by. [default: the only one there is]")
 ]

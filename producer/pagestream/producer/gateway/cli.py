@@ -3,7 +3,7 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,46 +11,30 @@ from ..commands import errors_as_sentences
 from ..errors import BadSettings, InvalidRequest
 from ..help_groups import GroupedCommand
 from ..logs import log_to_stderr
+from ..service_flags import Format, Url, flag
 
 DRAIN_S = 10
 """Seconds that open answers get to end after SIGTERM; what is cut goes on at another gateway."""
 
-HTTP, JOBS, REDIS = "HTTP", "Jobs", "Redis and logs"
+HTTP, JOBS = "HTTP", "Jobs"
 
-
-def _flag(group: str, unit: str, help: str) -> Any:
-    return typer.Option(help=help, metavar=unit, rich_help_panel=group)
-
-
-Host = Annotated[str | None, _flag(HTTP, "ADDRESS", "Listen on. [default: 127.0.0.1]")]
-Port = Annotated[int | None, _flag(HTTP, "PORT", "Listen on. [default: 8000]")]
+Host = Annotated[str | None, flag(HTTP, "ADDRESS", "Listen on. [default: 127.0.0.1]")]
+Port = Annotated[int | None, flag(HTTP, "PORT", "Listen on. [default: 8000]")]
 Keys = Annotated[
     Path | None,
-    _flag(HTTP, "FILE", 'JSON of API keys, {"key": "tenant"}. [default: nobody is asked]'),
+    flag(HTTP, "FILE", 'JSON of API keys, {"key": "tenant"}. [default: nobody is asked]'),
 ]
 Wait = Annotated[
     float | None,
-    _flag(HTTP, "SECONDS", "A stream's headers wait so long for its first token. [default: 5]"),
+    flag(HTTP, "SECONDS", "A stream's headers wait so long for its first token. [default: 5]"),
 ]
 Grace = Annotated[
     float | None,
-    _flag(JOBS, "SECONDS", "Until a job that nobody reads any more is cancelled. [default: 5]"),
+    flag(JOBS, "SECONDS", "Until a job that nobody reads any more is cancelled. [default: 5]"),
 ]
 Limit = Annotated[
     int | None,
-    _flag(JOBS, "JOBS", "Unfinished ones of a tenant on a queue before 429. [default: 10000]"),
-]
-Url = Annotated[
-    str | None,
-    _flag(
-        *(REDIS, "URL"),
-        "redis://, rediss://, unix:// or redis+sentinel://. "
-        "[default: the server of `pagestream up`, else redis://localhost:6379/0]",
-    ),
-]
-Format = Annotated[
-    str | None,
-    _flag(REDIS, "FORMAT", "pretty, or json: one object a line. [default: pretty]"),
+    flag(JOBS, "JOBS", "Unfinished ones of a tenant on a queue before 429. [default: 10000]"),
 ]
 
 

@@ -7,40 +7,45 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..commands import LogFormat, RedisUrl, errors_as_sentences
+from ..commands import errors_as_sentences
+from ..help_groups import GroupedCommand
 from ..logs import log_to_stderr
+from ..service_flags import Format, Url, flag
 
 if TYPE_CHECKING:
     from .settings import JobsSettings
 
+BATCHES, WEBHOOKS, HEALTH = "Batches", "Webhooks", "Health"
+
 InFlight = Annotated[
     int | None,
-    typer.Option(help="Lines of batches that wait for their answers at a time. [default: 512]"),
+    flag(BATCHES, "LINES", "That wait for their answers at a time. [default: 512]"),
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(help="Unfinished jobs of a tenant on a queue before lines wait. [default: 10000]"),
+    flag(BATCHES, "JOBS", "Unfinished ones of a tenant on a queue: lines wait. [default: 10000]"),
 ]
 Allow = Annotated[
     str | None,
-    typer.Option(
-        help="Hosts and networks that webhooks may go to beside the open internet, with commas "
-        "between them: hooks.internal, *.lan, 10.1.0.0/16. [default: none]"
+    flag(
+        *(WEBHOOKS, "HOSTS"),
+        "Hosts and networks that webhooks may go to beside the open internet, with commas "
+        "between them: hooks.internal, *.lan, 10.1.0.0/16. [default: none]",
     ),
 ]
 HealthPort = Annotated[
     int | None,
-    typer.Option(help="Port for /health, /ready and /metrics, on every address. [default: none]"),
+    flag(HEALTH, "PORT", "Answer /health, /ready and /metrics, on every address. [default: none]"),
 ]
 
 
 def jobs(
-    redis_url: RedisUrl = None,
+    redis_url: Url = None,
     batch_in_flight: InFlight = None,
     queue_limit: Limit = None,
     webhook_allow: Allow = None,
     health_port: HealthPort = None,
-    log_format: LogFormat = None,
+    log_format: Format = None,
 ) -> None:
     """Run batches, send webhooks, and do what else is due around the queues of one Redis.
 
@@ -77,4 +82,4 @@ async def _until_told_to_stop(settings: "JobsSettings") -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(jobs)
+    app.command(cls=GroupedCommand)(jobs)
