@@ -28,7 +28,7 @@ from pagestream.producer import Client, errors
 from pagestream.producer.cli import build
 from pagestream.producer.embedded import running_url
 from pagestream.producer.gateway.failures import InvalidKey
-from pagestream.producer.keys import Keys
+from pagestream.producer.keys import Around, Keys
 from pagestream.worker import service
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,9 +47,11 @@ ELSEWHERE = {
     ".venv/bin/pytest": "this is it",
     ".venv/bin/ruff": "`make lint` runs it",
 }
-STAYS = ("up", "gateway", "worker", "top", "chat", "chaos", "bench")
+STAYS = ("up", "gateway", "worker", "jobs", "top", "chat", "chaos", "bench")
 """Commands of ours that run until they are stopped, or for long; their own tests run them."""
-LETTERS = (["dead", "show"], ["dead", "retry"], ["dead", "purge"])
+LETTERS = [
+    [kind, what] for kind in ("dead", "hooks") for what in ("show", "retry", "purge")
+]  # they name one that is there: test_admin.py and test_hooks.py have some
 NO_COMMANDS = re.compile(
     r"[{<]|worker/service|EVALSHA|XREAD|appendonly|appendfsync|maxmemory-policy|pagestream submit "
 )
@@ -144,11 +146,22 @@ def test_the_quickstart_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert len(ran) >= 14
 
 
-@pytest.mark.parametrize("page", ["operations.md", "scheduling.md", "troubleshooting.md"])
+@pytest.fixture
+def nothing_around(redis_client: Redis) -> Iterator[None]:
+    """What a page schedules is not left for other tests."""
+    yield
+    for key in redis_client.scan_iter(match=f"{Around.PREFIX}*", count=1000):
+        redis_client.delete(key)
+
+
+@pytest.mark.usefixtures("nothing_around")
+@pytest.mark.parametrize(
+    "page", ["jobs.md", "operations.md", "scheduling.md", "troubleshooting.md"]
+)
 def test_what_operators_are_shown_runs(
     page: str, redis_url: str, queue_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this process, on a queue with a worker and an ended job; letters are test_admin's."""
+    """In this process, on a queue with a worker and an ended job."""
     monkeypatch.setenv("PAGESTREAM_REDIS_URL", redis_url)
     monkeypatch.setenv("PAGESTREAM_QUEUE", queue_name)
     ran = 0
