@@ -1,13 +1,12 @@
 """Users with the rights of their roles, on a real server: all they need, and nothing beside it."""
 
 import asyncio
-import contextlib
 import hashlib
 from pathlib import Path
 
 import pytest
 import redis
-from redis.exceptions import NoPermissionError
+from acl_users import SHA256, connected, denied, server_with, url
 from stub_engine import StubOptions, expected_ids
 from typer.testing import CliRunner
 from wire_tools import Wire
@@ -25,7 +24,6 @@ from pagestream.worker.messages import Sampling
 
 QUEUE = "acl/queue-1.0"
 KEYS = Keys(QUEUE)
-SHA256 = hashlib.sha256(b"secret").hexdigest()
 USERS = [
     rule("worker", QUEUE, user="worker", password_sha256=SHA256),
     rule("admin", QUEUE, user="admin", password_sha256=SHA256),
@@ -38,25 +36,7 @@ USERS = [
 
 @pytest.fixture
 def server(own_server, tmp_path):
-    path = tmp_path / "users.acl"
-    path.write_text("\n".join([*USERS, "user default on nopass ~* &* +@all"]))
-    return own_server("--aclfile", str(path))
-
-
-def url(server, user):
-    return server.url.replace("unix://", f"unix://{user}:secret@")
-
-
-@contextlib.contextmanager
-def connected(server, user):
-    client = redis.Redis.from_url(url(server, user), protocol=2)
-    with contextlib.closing(client):
-        yield client
-
-
-def denied(client, *command):
-    with pytest.raises(NoPermissionError):
-        client.execute_command(*command)
+    return server_with(own_server, tmp_path, USERS)
 
 
 def test_each_role_can_do_its_part(server, tmp_path):

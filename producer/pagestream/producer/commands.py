@@ -9,14 +9,16 @@ This module knows the client and the terminal: no Redis.
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 import typer
 from rich.console import Console
 
+from .calls import Calls
+from .connection import connect_async
 from .embedded import default_url
 from .errors import (
     BadSettings,
@@ -34,6 +36,8 @@ from .keys import Keys
 from .request import SubmitOptions
 from .store import JobStore
 from .sync import Client, Job
+
+T = TypeVar("T")
 
 FAILED, WRONG, UNAVAILABLE, LATER, BAD_SETTINGS, INTERRUPTED = 1, 2, 69, 75, 78, 130
 TIMEOUT_MS = 3_000
@@ -271,6 +275,21 @@ def errors_as_sentences() -> Generator[None, None, None]:
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+
+
+def asked(redis_url: str | None, client_name: str, ask: Callable[[Calls], Awaitable[T]]) -> T:
+    """Return what `ask` finds out on a connection of its own; errors are sentences."""
+
+    async def run() -> T:
+        url = redis_url or default_url()
+        redis = connect_async(url, client_name=client_name)
+        try:
+            return await ask(Calls(redis, url, TIMEOUT_MS))
+        finally:
+            await redis.aclose()
+
+    with errors_as_sentences():
+        return asyncio.run(run())
 
 
 def exit_code(error: PagestreamError) -> int:

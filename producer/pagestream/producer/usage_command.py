@@ -1,6 +1,5 @@
 """The command `pagestream usage`. Flags, and how it is shown: what was used is `usage`'s."""
 
-import asyncio
 from typing import Annotated
 
 import msgspec
@@ -9,9 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .calls import Calls
-from .commands import TIMEOUT_MS, RedisUrl, errors_as_sentences
-from .connection import connect_async
-from .embedded import default_url
+from .commands import RedisUrl, asked
 from .usage import DAYS_KEPT, UsageStore, Used
 
 
@@ -24,8 +21,12 @@ def usage(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show what tenants used: jobs and tokens by model and UTC day."""
-    with errors_as_sentences():
-        used = asyncio.run(_read(redis_url or default_url(), days, month))
+
+    async def read(calls: Calls) -> list[Used]:
+        store = UsageStore(calls)
+        return await (store.days(days) if month is None else store.month(month))
+
+    used = asked(redis_url, "pagestream-usage", read)
     if json:
         typer.echo(msgspec.json.encode(used).decode())
         return
@@ -42,12 +43,3 @@ def usage(
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(usage)
-
-
-async def _read(url: str, days: int, month: str | None) -> list[Used]:
-    redis = connect_async(url, client_name="pagestream-usage")
-    try:
-        store = UsageStore(Calls(redis, url, TIMEOUT_MS))
-        return await (store.days(days) if month is None else store.month(month))
-    finally:
-        await redis.aclose()

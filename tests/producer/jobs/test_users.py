@@ -2,17 +2,15 @@
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import socket
 
 import httpx2
 import openai
 import pytest
-import redis
+from acl_users import SHA256, connected, denied, server_with, url
 from gateway_process import GatewayProcess
 from jobs_process import JobsProcess
-from redis.exceptions import NoPermissionError
 from stub_worker import StubWorker
 from waiting import until
 from webhook_receiver import SECRET, receiver
@@ -23,7 +21,6 @@ from pagestream.producer.jobs.pool import arq_pool
 from pagestream.producer.keys import QUEUES, Around
 
 QUEUE = "acl/queue-1.0"
-SHA256 = hashlib.sha256(b"secret").hexdigest()
 USERS = [
     rule("worker", QUEUE, user="worker", password_sha256=SHA256),
     rule("gateway", "*", user="gateway", password_sha256=SHA256),
@@ -33,25 +30,7 @@ USERS = [
 
 @pytest.fixture
 def server(own_server, tmp_path):
-    path = tmp_path / "users.acl"
-    path.write_text("\n".join([*USERS, "user default on nopass ~* &* +@all"]))
-    return own_server("--aclfile", str(path))
-
-
-def url(server, user):
-    return server.url.replace("unix://", f"unix://{user}:secret@")
-
-
-@contextlib.contextmanager
-def connected(server, user):
-    client = redis.Redis.from_url(url(server, user), protocol=2)
-    with contextlib.closing(client):
-        yield client
-
-
-def denied(client, *command):
-    with pytest.raises(NoPermissionError):
-        client.execute_command(*command)
+    return server_with(own_server, tmp_path, USERS)
 
 
 def test_a_gateway_and_a_jobs_process_do_all_they_do(server, tmp_path):

@@ -3,11 +3,9 @@
 This module knows the terminal: what is done is `store`'s.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
@@ -15,12 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..batch.due import Due
-from ..calls import Calls
-from ..commands import TIMEOUT_MS, RedisUrl, errors_as_sentences
-from ..connection import connect_async
-from ..embedded import default_url
+from ..commands import RedisUrl, asked
 from ..errors import InvalidRequest
 from .store import HookStore, Pending
+
+T = TypeVar("T")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Names = Annotated[
@@ -96,23 +93,8 @@ def _each(
     _asked(redis_url, act_on_all)
 
 
-def _asked(redis_url: str | None, ask: Callable[[HookStore], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        async with _store(redis_url or default_url()) as store:
-            return await ask(store)
-
-    with errors_as_sentences():
-        return asyncio.run(run())
-
-
-@asynccontextmanager
-async def _store(url: str) -> AsyncGenerator[HookStore]:
-    redis = connect_async(url, client_name="pagestream-hooks")
-    try:
-        calls = Calls(redis, url, TIMEOUT_MS)
-        yield HookStore(calls, Due(calls))
-    finally:
-        await redis.aclose()
+def _asked(redis_url: str | None, ask: Callable[[HookStore], Awaitable[T]]) -> T:
+    return asked(redis_url, "pagestream-hooks", lambda calls: ask(HookStore(calls, Due(calls))))
 
 
 def _shown(one: Pending) -> dict[str, Any]:

@@ -3,27 +3,24 @@
 This module knows the terminal: schedules are `schedules`', their times `cron`'s.
 """
 
-import asyncio
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..calls import Calls
-from ..commands import TIMEOUT_MS, MaxTokens, RedisUrl, errors_as_sentences
-from ..connection import connect_async
-from ..embedded import default_url
+from ..commands import MaxTokens, RedisUrl, asked
 from ..errors import InvalidRequest, JobNotFound
 from ..keys import DEFAULT_TENANT, check_name
 from ..request import QUEUE_LIMIT_JOBS
 from ..schedules import Planned, ScheduleStore, build_scheduled, check_delay
 from .cron import next_ms
+
+T = TypeVar("T")
 
 schedule = typer.Typer(
     no_args_is_help=True,
@@ -121,19 +118,5 @@ def register(app: typer.Typer) -> None:
     app.add_typer(schedule, name="schedule")
 
 
-def _asked(redis_url: str | None, ask: Callable[[ScheduleStore], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        async with _store(redis_url or default_url()) as store:
-            return await ask(store)
-
-    with errors_as_sentences():
-        return asyncio.run(run())
-
-
-@asynccontextmanager
-async def _store(url: str) -> AsyncGenerator[ScheduleStore]:
-    redis = connect_async(url, client_name="pagestream-schedule")
-    try:
-        yield ScheduleStore(Calls(redis, url, TIMEOUT_MS))
-    finally:
-        await redis.aclose()
+def _asked(redis_url: str | None, ask: Callable[[ScheduleStore], Awaitable[T]]) -> T:
+    return asked(redis_url, "pagestream-schedule", lambda calls: ask(ScheduleStore(calls)))
