@@ -4,9 +4,10 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
-from stub_worker import answer
+from stub_worker import StubWorker, answer
 from waiting import until
 
 from pagestream.producer.keys import Around
@@ -114,3 +115,28 @@ def test_paths_that_are_none(redis_url, tmp_path, asked):
     done = run(redis_url, asked(1), tmp_path / "none" / "out.jsonl")
     assert done.returncode == 2
     assert "is not a folder" in done.stderr
+    done = run(redis_url, asked(1), tmp_path)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {tmp_path} is a folder: name a file for the answers\n",
+    )
+    done = run(redis_url, asked(1), "/proc/out.jsonl")
+    assert done.returncode == 2
+    assert "error: /proc/out.jsonl cannot be written" in done.stderr
+
+
+def test_an_outage_is_a_sentence(own_server, tmp_path):
+    server = own_server()
+    path = tmp_path / "in.jsonl"
+    with StubWorker(server.url, "m") as worker:
+        worker.steps_allowed = threading.Semaphore(0)
+        line = {"custom_id": "1", "method": "POST", "url": "/v1/completions"}
+        path.write_text(json.dumps({**line, "body": {"model": "m", "prompt": "x"}}))
+        words = command(server.url, path, tmp_path / "out.jsonl")
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        assert worker.claimed.wait(30)
+        server.kill()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 69, said
+    assert said.startswith("error: Redis at ")
+    assert "Traceback" not in said

@@ -142,12 +142,15 @@ class Runner:
 
     async def _answer_all(self, batch: Batch, file: File) -> None:
         answered = await self._batches.answered(batch.about.id)
-        async with asyncio.TaskGroup() as group:
-            async for number, data in self._files.lines(file):
-                if number not in answered:
-                    await self._window.acquire()
-                    task = group.create_task(self._answer_line(batch.about, number, data))
-                    task.add_done_callback(lambda _: self._window.release())
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for number, data in self._files.lines(file):
+                    if number not in answered:
+                        await self._window.acquire()
+                        task = group.create_task(self._answer_line(batch.about, number, data))
+                        task.add_done_callback(lambda _: self._window.release())
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed  # one says it: Redis is away, or the file gone
 
     async def _answer_line(self, about: About, number: int, data: bytes) -> None:
         line = read_line(data, about.endpoint)

@@ -53,8 +53,7 @@ def batch(
     with errors_as_sentences():
         if not input_path.is_file():
             raise InvalidRequest(f"{input_path} is not a file")
-        if not output_path.parent.is_dir():
-            raise InvalidRequest(f"{output_path.parent} is not a folder: the answers go there")
+        _check_writable(output_path)
         run = _Run(redis_url or default_url(), check_name("tenant", tenant), in_flight)
         ended = asyncio.run(run.answer(input_path, output_path, endpoint or _endpoint(input_path)))
     _say(ended, output_path)
@@ -127,7 +126,7 @@ class _Run:
         if file_id is None:
             path.unlink(missing_ok=True)
             return
-        unfinished = path.with_name(path.name + ".part")
+        unfinished = _unfinished(path)
         with unfinished.open("wb") as out:
             async for piece in files.content(await files.get(file_id, self._tenant)):
                 out.write(piece)
@@ -137,6 +136,28 @@ class _Run:
 def errors_path(output_path: Path) -> Path:
     """Return where the lines that failed go: `out.jsonl` has `out.errors.jsonl`."""
     return output_path.with_name(f"{output_path.stem}.errors{output_path.suffix}")
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before the work whether the answers have a place.
+
+    Raises:
+        InvalidRequest: they have none.
+    """
+    if not path.parent.is_dir():
+        raise InvalidRequest(f"{path.parent} is not a folder: the answers go there")
+    if path.is_dir():
+        raise InvalidRequest(f"{path} is a folder: name a file for the answers")
+    unfinished = _unfinished(path)
+    try:
+        unfinished.touch()
+        unfinished.unlink()
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
 
 
 async def _watched(runner: Runner, batches: BatchStore, batch_id: str) -> None:
