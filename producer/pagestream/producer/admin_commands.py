@@ -6,21 +6,18 @@ This module knows the terminal: what is done is `admin`'s.
 
 import hashlib
 import secrets
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from .acl import ROLES, rule
 from .admin import Admin, DeadLetter
 from .commands import RedisUrl, errors_as_sentences
 from .embedded import default_url
 from .errors import InvalidRequest
+from .tables import AsJson, as_json, print_json, print_table, table, when
 
 Queue = Annotated[
     str | None,
@@ -29,7 +26,6 @@ Queue = Annotated[
         envvar="PAGESTREAM_QUEUE",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 JobId = Annotated[str, typer.Argument(help="The job's id.")]
 Letters = Annotated[
     list[str] | None, typer.Argument(help="Ids of jobs, or of letters.", show_default=False)
@@ -50,7 +46,7 @@ def show(
     with errors_as_sentences(), _admin(redis_url) as admin:
         job = admin.job(one_queue(admin, queue), job_id)
         if json:
-            _print_json(job)
+            print_json(job)
             return
         shown = table("field", "value")
         for name, value in job.record.items():
@@ -59,7 +55,7 @@ def show(
         shown.add_row("memory", f"{job.bytes:,} bytes")
         kept = "until it has finished" if job.kept_ms is None else f"{job.kept_ms / 1000:,.0f} s"
         shown.add_row("kept for", kept)
-        _print_table(shown)
+        print_table(shown)
 
 
 def delete(job_id: JobId, redis_url: RedisUrl = None, queue: Queue = None) -> None:
@@ -120,14 +116,14 @@ def list_letters(redis_url: RedisUrl = None, queue: Queue = None, json: AsJson =
     with errors_as_sentences(), _admin(redis_url) as admin:
         letters = list(admin.letters(one_queue(admin, queue)))
         if json:
-            _print_json([_shown(letter) for letter in letters])
+            print_json([_shown(letter) for letter in letters])
             return
         shown = table("job", "died (UTC)", "reason", "crashes", "tenant", "last worker", "error")
         for one in letters:
             error = (one.error or one.message).strip().splitlines() or [""]
-            cells = (_when(one.died_ms), one.reason, str(one.crashes), one.tenant, one.worker)
+            cells = (when(one.died_ms), one.reason, str(one.crashes), one.tenant, one.worker)
             shown.add_row(one.id or one.letter, *cells, error[-1])
-        _print_table(shown)
+        print_table(shown)
 
 
 @dead.command("show")
@@ -141,12 +137,12 @@ def show_letter(
     with errors_as_sentences(), _admin(redis_url) as admin:
         shown = _shown(admin.letter(one_queue(admin, queue), name))
         if json:
-            _print_json(shown)
+            print_json(shown)
             return
         fields = table("field", "value")
         for field, value in shown.items():
-            fields.add_row(field, value if isinstance(value, str) else _json(value))
-        _print_table(fields)
+            fields.add_row(field, value if isinstance(value, str) else as_json(value))
+        print_table(fields)
 
 
 @dead.command("retry")
@@ -229,29 +225,4 @@ def one_queue(admin: Admin, queue: str | None) -> str:
 def _shown(letter: DeadLetter) -> dict[str, Any]:
     shown = msgspec.structs.asdict(letter)
     del shown["payload"]
-    return {**shown, "died": _when(letter.died_ms), "request": letter.request()}
-
-
-def _when(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(sep=" ", timespec="seconds")[:19]
-
-
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(_json(value) + "\n")
-
-
-def table(*columns: str) -> Table:
-    """Return a table without lines, whose long words are folded."""
-    made = Table(box=None, pad_edge=False)
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
-
-
-def _print_table(shown: Table) -> None:
-    if shown.row_count:
-        Console(markup=False, highlight=False).print(shown)
+    return {**shown, "died": when(letter.died_ms), "request": letter.request()}

@@ -11,9 +11,9 @@ import msgspec
 import typer
 from rich.console import Console
 
-from .admin_commands import AsJson, table
 from .cli import MISSING_EXTRA, build, missing_extra
 from .commands import BAD_SETTINGS, WRONG
+from .tables import AsJson, table
 
 SERVICES = {
     "worker": ("pagestream.worker.settings", "WorkerSettings"),

@@ -13,10 +13,10 @@ import msgspec
 import typer
 from rich.console import Console
 
-from .admin_commands import AsJson
 from .commands import RedisUrl, errors_as_sentences
 from .doctor import Finding, examine
 from .embedded import default_url
+from .tables import AsJson
 
 SOMETHING_IS_WRONG = 1
 NVIDIA_TIMEOUT_S = 20.0

@@ -14,10 +14,11 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from .admin import Admin, QueueStatus
-from .admin_commands import AsJson, Queue, table
+from .admin_commands import Queue
 from .commands import RedisUrl, errors_as_sentences
 from .embedded import default_url
 from .errors import QueueUnavailable
+from .tables import AsJson, table
 from .watching import Interval, watch
 
 Watch = Annotated[

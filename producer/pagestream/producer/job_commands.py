@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from .admin import Admin
-from .admin_commands import AsJson, JobId, Queue, one_queue
+from .admin_commands import JobId, Queue, one_queue
 from .commands import TIMEOUT_MS, RedisUrl, errors_as_sentences
 from .embedded import default_url
 from .sync import Client
+from .tables import AsJson
 
 Limit = Annotated[int, typer.Option(min=1, help="Oldest jobs to list, of each lane and tenant.")]
 After = Annotated[str | None, typer.Option(help="Leave out what is up to this cursor, like 1-17.")]

@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .admin_commands import AsJson
 from .commands import errors_as_sentences
 from .errors import InvalidRequest
 from .plan import DEFAULT_LENGTHS_TOKENS, DTYPE_BYTES, GPUS, Gpu, Plan, Shape, check_number, plan
+from .tables import AsJson
 
 Model = Annotated[
     str | None,

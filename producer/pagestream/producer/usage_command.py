@@ -2,13 +2,11 @@
 
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from .calls import Calls
 from .commands import RedisUrl, asked
+from .tables import AsJson, print_json, print_table, table
 from .usage import DAYS_KEPT, UsageStore, Used
 
 
@@ -18,7 +16,7 @@ def usage(
         int, typer.Option(help="The last days, today included.", min=1, max=DAYS_KEPT)
     ] = 7,
     month: Annotated[str | None, typer.Option(help="A month instead: 2026-11.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Show what tenants used: jobs and tokens by model and UTC day."""
 
@@ -28,16 +26,15 @@ def usage(
 
     used = asked(redis_url, "pagestream-usage", read)
     if json:
-        typer.echo(msgspec.json.encode(used).decode())
+        print_json(used)
         return
-    table = Table("period", "model", "tenant", box=None, pad_edge=False)
+    shown = table("period", "model", "tenant")
     for column in ("requests", "prompt tokens", "cached", "output tokens"):
-        table.add_column(column, justify="right")
+        shown.add_column(column, justify="right")
     for one in used:
         counts = (one.requests, one.prompt_tokens, one.cached_tokens, one.completion_tokens)
-        table.add_row(one.period, one.queue, one.tenant, *(f"{count:,}" for count in counts))
-    if used:
-        Console(markup=False, highlight=False).print(table)
+        shown.add_row(one.period, one.queue, one.tenant, *(f"{count:,}" for count in counts))
+    print_table(shown)
 
 
 def register(app: typer.Typer) -> None:

@@ -4,22 +4,19 @@ This module knows the terminal: what is done is `store`'s.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..batch.due import Due
 from ..commands import RedisUrl, asked
 from ..errors import InvalidRequest
+from ..tables import AsJson, print_json, print_table, table, when
 from .store import HookStore, Pending
 
 T = TypeVar("T")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Names = Annotated[
     list[str] | None,
     typer.Argument(help="Ids of events, jobs or batches.", show_default=False),
@@ -38,15 +35,12 @@ def list_hooks(redis_url: RedisUrl = None, json: AsJson = False) -> None:
     """List the dead webhooks, oldest first."""
     found = _asked(redis_url, lambda store: store.dead())
     if json:
-        typer.echo(_json([_shown(one) for one in found]))
+        print_json([_shown(one) for one in found])
         return
-    table = Table("of", "event", "given up (UTC)", "attempts", "error", box=None, pad_edge=False)
+    shown = table("of", "event", "given up (UTC)", "attempts", "error")
     for one in found:
-        table.add_row(
-            *(one.hook.about, one.hook.type, _when(one.died_ms), str(one.attempts), one.error)
-        )
-    if found:
-        Console(markup=False, highlight=False).print(table)
+        shown.add_row(*(one.hook.about, one.hook.type, _died(one), str(one.attempts), one.error))
+    print_table(shown)
 
 
 @hooks.command("show")
@@ -55,7 +49,7 @@ def show_hook(
     redis_url: RedisUrl = None,
 ) -> None:
     """Show a dead webhook as JSON: where it goes, what it tells, and why it failed."""
-    typer.echo(_json(_shown(_asked(redis_url, lambda store: store.find(name)))))
+    print_json(_shown(_asked(redis_url, lambda store: store.find(name))))
 
 
 @hooks.command("retry")
@@ -105,15 +99,9 @@ def _shown(one: Pending) -> dict[str, Any]:
         "tenant": one.hook.tenant,
         "attempts": one.attempts,
         "error": one.error,
-        "died": _when(one.died_ms),
+        "died": _died(one),
     }
 
 
-def _when(ms: int | None) -> str:
-    if ms is None:
-        return ""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(sep=" ", timespec="seconds")[:19]
-
-
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
+def _died(one: Pending) -> str:
+    return "" if one.died_ms is None else when(one.died_ms)

@@ -5,19 +5,16 @@ This module knows the terminal: schedules are `schedules`', their times `cron`'s
 
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..commands import MaxTokens, RedisUrl, asked
 from ..errors import InvalidRequest, JobNotFound
 from ..keys import DEFAULT_TENANT, check_name
 from ..request import QUEUE_LIMIT_JOBS
 from ..schedules import Planned, ScheduleStore, build_scheduled, check_delay
+from ..tables import AsJson, print_json, print_table, table, when
 from .cron import next_ms
 
 T = TypeVar("T")
@@ -77,7 +74,7 @@ def add_schedule(
 @schedule.command("list")
 def list_schedules(
     redis_url: RedisUrl = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: AsJson = False,
 ) -> None:
     """List the schedules, the next one first."""
 
@@ -86,16 +83,16 @@ def list_schedules(
 
     found: list[Planned] = _asked(redis_url, read)
     if json:
-        typer.echo(msgspec.json.encode(found).decode())
+        print_json(found)
         return
-    table = Table("id", "next (UTC)", "cron", "model", "tenant", "prompt", box=None, pad_edge=False)
+    shown = table("id", "next (UTC)", "cron", "model", "tenant", "prompt")
     for planned in found:
         one = planned.scheduled
-        at = datetime.fromtimestamp(planned.next_ms / 1000, UTC).isoformat(" ", "seconds")[:19]
         prompt = str(one.spec.get("prompt") or one.spec.get("messages") or "(token ids)")
-        table.add_row(one.id, at, one.cron or "once", one.queue, one.tenant, prompt[:60])
-    if found:
-        Console(markup=False, highlight=False).print(table)
+        shown.add_row(
+            one.id, when(planned.next_ms), one.cron or "once", one.queue, one.tenant, prompt[:60]
+        )
+    print_table(shown)
 
 
 @schedule.command("cancel")
