@@ -15,7 +15,7 @@ from ..keys import FILE_RETENTION_MS
 from .batches import WINDOWS, About, Asking, Batch, BatchNotFound, BatchStore, Status
 from .due import Due
 from .files import File, FileNotFound, FileStore, made_id
-from .lines import Kind, Line, answer_line, check_lines, read_line, unanswered_line
+from .lines import Kind, Line, Problem, answer_line, check_lines, read_line, unanswered_line
 
 LOOK_S = 1.0
 """How often a runner looks whether its batch was cancelled, or ran out of time."""
@@ -165,10 +165,12 @@ class Runner:
         """Make files of the answers, and say how the batch ended."""
         await self._batches.close(batch.about.id)
         batch = await self._batches.get(batch.about.id)
-        is_expired = batch.status == "finalizing" and batch.completed + batch.failed < batch.total
         ended: Status = "completed"
-        if is_expired or batch.status == "cancelling":
-            ended = "expired" if is_expired else "cancelled"
+        if batch.status == "cancelling":
+            ended = "cancelled"
+        elif batch.completed + batch.failed < batch.total:
+            ended = "expired"
+        is_expired = ended == "expired"
         failed = batch.total - batch.completed if is_expired else batch.failed
         output = await self._make_file(batch, file, "output", False) if batch.completed else None
         errors = await self._make_file(batch, file, "errors", is_expired) if failed else None
@@ -207,7 +209,7 @@ class Runner:
                     yield _expired(batch.about, number, data) + b"\n"
 
     async def _fail(self, batch_id: str, code: str, message: str) -> None:
-        told = msgspec.json.encode([{"code": code, "message": message}])
+        told = msgspec.json.encode([Problem(code=code, message=message)])
         unfinished: list[Status] = ["validating", "in_progress", "finalizing", "cancelling"]
         await self._batches.move(batch_id, unfinished, "failed", problems=told)
         await self._batches.forget_answers(batch_id)
