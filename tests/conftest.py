@@ -6,6 +6,24 @@ import os
 # their cores with a server and a worker wait for each other most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from redis_server import keys, own_server, queue_name, redis_client, redis_server, redis_url, wire
+from redis_server import (
+    keys,
+    nothing_around,
+    own_server,
+    queue_name,
+    redis_client,
+    redis_server,
+    redis_url,
+    wire,
+)
 
-__all__ = ["keys", "own_server", "queue_name", "redis_client", "redis_server", "redis_url", "wire"]
+__all__ = [
+    "keys",
+    "nothing_around",
+    "own_server",
+    "queue_name",
+    "redis_client",
+    "redis_server",
+    "redis_url",
+    "wire",
+]

@@ -1,13 +1,13 @@
 """A real gateway in a process of its own, for tests: started once, asked over HTTP."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import httpx2
+from loopback import free_port
 
 START_S = 30.0
 
@@ -16,7 +16,7 @@ class GatewayProcess:
     """`pagestream gateway` on a free port of loopback; a context manager."""
 
     def __init__(self, redis_url: str, folder: Path, *flags: str) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = folder / f"gateway-{self.port}.log"
         command = ["gateway", "--redis-url", redis_url, "--port", str(self.port), *flags]
@@ -57,9 +57,3 @@ def events_of(text: str) -> list[tuple[str | None, dict | None]]:
             data = None if fields["data"] == "[DONE]" else json.loads(fields["data"])
             events.append((fields.get("id"), data))
     return events
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -1,11 +1,10 @@
 """Commands of ours as processes of this host, as an image's entry point would run them."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,8 +37,3 @@ def process(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Pope
             yield running
         finally:
             running.kill()
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return probe.getsockname()[1]

@@ -8,6 +8,7 @@
     queue_name     a queue no other test uses; all its keys are deleted afterwards
     keys           `Keys(queue_name)`
     wire           `Wire(redis_client, keys)`: short ways to submit, cancel, and look
+    nothing_around keys that belong to no queue (files, batches, schedules) are deleted afterwards
     own_server     a function that starts a server this test alone may kill, stop or fill
 
 The binary is `PAGESTREAM_TEST_SERVER` where set (to test against another version), else
@@ -31,7 +32,7 @@ import pytest
 import redis
 from wire_tools import Wire
 
-from pagestream.producer.keys import QUEUES, Keys
+from pagestream.producer.keys import QUEUES, Around, Keys
 
 __all__ = ["keys", "own_server", "queue_name", "redis_client", "redis_server", "redis_url", "wire"]
 
@@ -171,6 +172,13 @@ def queue_name(redis_client: redis.Redis) -> Iterator[str]:
     for start in range(0, len(left), 1000):
         redis_client.delete(*left[start : start + 1000])
     redis_client.srem(QUEUES, name)
+
+
+@pytest.fixture
+def nothing_around(redis_client: redis.Redis) -> Iterator[None]:
+    yield
+    for key in redis_client.scan_iter(match=f"{Around.PREFIX}*", count=1000):
+        redis_client.delete(key)
 
 
 @pytest.fixture

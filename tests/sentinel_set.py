@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -10,15 +9,10 @@ import time
 from pathlib import Path
 
 import redis
+from loopback import free_port
 from redis_server import _DIE_WITH_PARENT, server_binary
 
 START_TIMEOUT_S = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Node:

@@ -19,7 +19,8 @@ from typing import Any
 import openai
 import pytest
 import yaml
-from our_processes import command_line, environment, free_port, ours, process
+from loopback import free_port
+from our_processes import command_line, environment, ours, process
 from redis import Redis
 from redis.exceptions import RedisError
 from waiting import until

@@ -16,7 +16,8 @@ import httpx2
 import kubernetes_validate
 import pytest
 import yaml
-from our_processes import command_line, environment, free_port, ours, process
+from loopback import free_port
+from our_processes import command_line, environment, ours, process
 from waiting import until
 
 from pagestream.producer.gateway.cli import DRAIN_S

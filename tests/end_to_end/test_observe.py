@@ -3,7 +3,6 @@
 import http.client
 import json
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import yaml
 from gateway_process import GatewayProcess
 from jobs_process import JobsProcess
+from loopback import free_port
 from prometheus_client.parser import text_string_to_metric_families
 from redis_server import RedisServer
 from stub_engine import StubOptions
@@ -55,12 +55,6 @@ def scrape(port: int) -> str:
         return connection.getresponse().read().decode()
     finally:
         connection.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def is_up(port: int) -> bool:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from our_processes import environment, free_port, ours, process
+from loopback import free_port
+from our_processes import environment, ours, process
 from redis import Redis
 from stub_worker import StubWorker
 from typer.testing import CliRunner
@@ -28,7 +29,7 @@ from pagestream.producer import Client, errors
 from pagestream.producer.cli import build
 from pagestream.producer.embedded import running_url
 from pagestream.producer.gateway.failures import InvalidKey
-from pagestream.producer.keys import Around, Keys
+from pagestream.producer.keys import Keys
 from pagestream.worker import service
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,14 +145,6 @@ def test_the_quickstart_runs_from_top_to_bottom(tmp_path: Path) -> None:
                 assert '{"error":' not in done.stdout, f"{command}: {done.stdout}"
             ran.append(command)
     assert len(ran) >= 14
-
-
-@pytest.fixture
-def nothing_around(redis_client: Redis) -> Iterator[None]:
-    """What a page schedules is not left for other tests."""
-    yield
-    for key in redis_client.scan_iter(match=f"{Around.PREFIX}*", count=1000):
-        redis_client.delete(key)
 
 
 @pytest.mark.usefixtures("nothing_around")

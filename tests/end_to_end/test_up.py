@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
+from loopback import free_port
 
 READY_S = 90.0
 END_S = 60.0
@@ -24,9 +24,7 @@ class Up:
     """One `pagestream up`, as the leader of its process group: what a terminal's Ctrl-C reaches."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self._log = folder / "up.log"
         command = ["up", "--data", str(folder / "data"), "--port", str(self.port)]
         with self._log.open("wb") as log:

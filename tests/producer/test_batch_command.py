@@ -12,12 +12,7 @@ from waiting import until
 
 from pagestream.producer.keys import Around
 
-
-@pytest.fixture(autouse=True)
-def no_rest(redis_client):
-    yield
-    for key in redis_client.scan_iter(match=f"{Around.PREFIX}*", count=1000):
-        redis_client.delete(key)
+pytestmark = pytest.mark.usefixtures("nothing_around")
 
 
 @pytest.fixture
@@ -60,10 +55,40 @@ def test_a_file_is_answered(worker, redis_url, redis_client, asked, tmp_path):
     texts = [line["response"]["body"]["choices"][0]["text"] for line in lines]
     assert texts == [answer(n, 4)[1] for n in range(150)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
-    # Again is the same batch: nothing runs.
+    # The same command is the same batch: nothing runs.
     keys = set(redis_client.scan_iter(match="*"))
-    assert run(redis_url, asked(150), out).returncode == 0
+    done = run(redis_url, asked(150), out)
+    assert done.returncode == 0
+    assert done.stderr == (
+        f"this file was answered before; --again answers it anew\n150 answers: {out}\n"
+    )
     assert set(redis_client.scan_iter(match="*")) == keys
+
+
+def test_what_has_ended_is_answered_anew(redis_url, redis_client, queue_name, asked, tmp_path):
+    words = (redis_url, asked(20), tmp_path / "out.jsonl")
+    assert run(*words).returncode == 1  # nobody has ever served the model
+    with StubWorker(redis_url, queue_name):
+        assert run(*words).returncode == 1
+        assert not (tmp_path / "out.jsonl").exists()
+        done = run(*words, "--again")
+    assert (done.returncode, done.stderr) == (0, f"20 answers: {tmp_path / 'out.jsonl'}\n")
+    assert not (tmp_path / "out.errors.jsonl").exists()
+    # From now on that is the attempt that the command goes on with.
+    assert "20 answers" in run(*words).stderr
+    assert len(list(redis_client.scan_iter(match=f"{Around.PREFIX}batch:*"))) == 2
+
+
+def test_what_has_not_ended_goes_on(worker, redis_url, redis_client, asked, tmp_path):
+    words = (redis_url, asked(30), tmp_path / "out.jsonl", "--in-flight", 10, "--again")
+    worker.steps_allowed = threading.Semaphore(0)
+    first = subprocess.Popen(command(*words), stderr=subprocess.DEVNULL)
+    assert worker.claimed.wait(30)
+    first.kill()
+    first.wait(10)
+    worker.steps_allowed.release(10_000)
+    assert run(*words).returncode == 0
+    assert len(list(redis_client.scan_iter(match=f"{Around.PREFIX}batch:*"))) == 1
 
 
 def test_what_fails_stands_beside(worker, redis_url, asked, tmp_path):

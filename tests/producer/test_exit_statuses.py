@@ -31,9 +31,7 @@ def test_those_of_a_worker():
 
 
 def test_those_of_a_gateway():
-    from uvicorn.main import STARTUP_FAILURE
-
-    assert documented(3) == {DONE, FLAGS, STARTUP_FAILURE, commands.BAD_SETTINGS}
+    assert documented(3) == {DONE, FLAGS, commands.BAD_SETTINGS}
 
 
 def test_those_of_the_other_commands():

@@ -2,13 +2,13 @@
 
 import http.client
 import json
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback import free_port
 from redis_server import RedisServer
 from stub_engine import StubOptions
 from worker_harness import Client, Worker
@@ -19,12 +19,6 @@ from pagestream.worker.errors import ConfigError
 from pagestream.worker.health import Health, probes
 
 SLOW = StubOptions(step_s=0.004)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def ask(port: int, path: str) -> tuple[int, dict[str, Any]]:

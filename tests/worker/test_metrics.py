@@ -3,10 +3,10 @@
 import http.client
 import json
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from loopback import free_port
 from prometheus_client.parser import text_string_to_metric_families
 from redis_server import RedisServer
 from stub_engine import StubOptions
@@ -30,12 +30,6 @@ READY = Ready(
     weight_bytes=0,
     kv_bytes=0,
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def ask(port: int, path: str) -> tuple[str, str]:

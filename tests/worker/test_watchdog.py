@@ -4,7 +4,6 @@ import http.client
 import json
 import re
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import redis
+from loopback import free_port
 from stub_engine import StubOptions
 from stub_process import Process
 from worker_harness import Client, Worker
@@ -164,12 +164,6 @@ _SOON = """
 from pagestream.worker import watchdog
 watchdog.EXIT_AFTER_S = 1.0
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def livez(port: int) -> tuple[int, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import typer
+from loopback import free_port
 from typer.testing import CliRunner
 
 from pagestream.producer import cli as producer_cli
@@ -70,12 +71,6 @@ def up(
         return done.exit_code, done.output
 
     return run
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_up_starts_a_server_for_the_worker(up: Callable[..., tuple[int, str]]) -> None:

@@ -20,12 +20,7 @@ def jobs(redis_url, tmp_path):
         yield process
 
 
-@pytest.fixture(autouse=True)
-def no_rest(redis_client):
-    """Nothing of a test's files and batches is left for the next."""
-    yield
-    for key in redis_client.scan_iter(match="{ps}:*", count=1000):
-        redis_client.delete(key)
+pytestmark = pytest.mark.usefixtures("nothing_around")
 
 
 def completion(model: str, custom_id: str, **body: object) -> dict:

@@ -6,6 +6,7 @@ import socket
 import httpx2
 import redis
 from jobs_process import JobsProcess
+from loopback import free_port
 from waiting import until
 from webhook_receiver import SECRET
 from wire_tools import Wire
@@ -15,12 +16,6 @@ from pagestream.producer.batch.due import Due
 from pagestream.producer.calls import Calls
 from pagestream.producer.connection import connect_async
 from pagestream.producer.keys import Around, Keys
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def sample(page: str, name: str) -> float:

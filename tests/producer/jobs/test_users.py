@@ -1,9 +1,7 @@
 """Redis users of a gateway and a jobs process: all they need, and nothing beside it."""
 
 import asyncio
-import contextlib
 import json
-import socket
 
 import httpx2
 import openai
@@ -11,6 +9,7 @@ import pytest
 from acl_users import SHA256, connected, denied, server_with, url
 from gateway_process import GatewayProcess
 from jobs_process import JobsProcess
+from loopback import free_port
 from stub_worker import StubWorker
 from waiting import until
 from webhook_receiver import SECRET, receiver
@@ -91,8 +90,3 @@ def test_a_gateway_and_a_jobs_process_do_all_they_do(server, tmp_path):
         denied(user, "FLUSHALL")
     with pytest.raises(InvalidRequest, match="queue"):
         rule("producer", "*", user="x", password_sha256=SHA256)
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return probe.getsockname()[1]

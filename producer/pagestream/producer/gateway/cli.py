@@ -52,6 +52,7 @@ def gateway(
     import uvicorn
 
     from .app import create_app
+    from .ports import check_free
     from .settings import read_settings
 
     with errors_as_sentences():
@@ -69,6 +70,7 @@ def gateway(
             app = create_app(settings)
         except InvalidRequest as error:  # the file of API keys
             raise BadSettings(str(error)) from error
+        check_free(settings.host, settings.port)
     # uvicorn raises the signal that stopped it once more, when all is closed: that is no failure.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _leave)

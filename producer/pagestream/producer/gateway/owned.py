@@ -3,7 +3,6 @@
 This module knows no HTTP beyond the question whether the gateway is up.
 """
 
-import socket
 import subprocess
 import time
 import urllib.error
@@ -11,8 +10,9 @@ import urllib.request
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from ..errors import PagestreamError
+from ..errors import BadSettings, PagestreamError
 from ..owned import owned_process
+from .ports import check_free
 from .settings import GatewaySettings
 
 START_S = 30.0
@@ -32,24 +32,16 @@ def owned_gateway(settings: GatewaySettings) -> Generator[str, None, None]:
     Raises:
         GatewayFailed: it does not come up.
     """
-    _check_free(settings)
+    try:  # otherwise somebody else's answer would be taken for its own
+        check_free(settings.host, settings.port)
+    except BadSettings as error:
+        raise GatewayFailed(f"{error}, or leave it out by --no-gateway") from error
     is_everywhere = settings.host in ("0.0.0.0", "::", "")
     url = f"http://{'127.0.0.1' if is_everywhere else settings.host}:{settings.port}"
     told = {name: getattr(settings, name) for name in ("redis_url", "port", "log_format")}
     with owned_process("gateway", told) as process:
         _wait_until_up(process, url)
         yield url
-
-
-def _check_free(settings: GatewaySettings) -> None:
-    """Otherwise somebody else's answer would be taken for its own."""
-    try:
-        socket.create_server((settings.host, settings.port)).close()
-    except OSError as error:
-        raise GatewayFailed(
-            f"the gateway cannot listen on {settings.host} port {settings.port} ({error}): choose "
-            "another --port, or leave it out by --no-gateway"
-        ) from error
 
 
 def _wait_until_up(process: "subprocess.Popen[bytes]", url: str) -> None:

@@ -21,6 +21,7 @@ from ..gateway.api_keys import ApiKey
 from ..gateway.app import create_app
 from ..gateway.asking import Caller, Kind, caller
 from ..gateway.bodies import Body
+from ..gateway.queues import Queues
 from ..gateway.settings import GatewaySettings
 from ..job import AsyncJob
 from ..request import JobSpec
@@ -62,12 +63,17 @@ class InProcess:
         self._jobs: dict[str, dict[str, list[AsyncJob]]] = {}
         """Jobs of lines that have no answer yet: batch -> custom_id -> jobs."""
 
+    @property
+    def queues(self) -> Queues:
+        """The application's way to Redis."""
+        return self._app.state.queues
+
     async def answer(self, about: About, line: Line) -> Answer:
         """Return what the gateway answers to a line; wait as long as it takes."""
         jobs = self._jobs.setdefault(about.id, {}).setdefault(line.custom_id, [])
         caller = BatchCaller(
             key=ApiKey(about.tenant),
-            queues=self._app.state.queues,
+            queues=self.queues,
             settings=self._app.state.settings,
             priority="low",
             idempotency_key=f"{about.id}\n{line.custom_id}",

@@ -10,7 +10,6 @@ from ..batch.files import FileStore
 from ..batch.runner import Runner
 from ..calls import Calls
 from ..connection import connect_async
-from ..gateway.queues import Queues
 from ..gateway.settings import GatewaySettings
 from ..hooks.addresses import Allowed
 from ..hooks.collector import Collector
@@ -57,10 +56,9 @@ async def jobs_process(settings: JobsSettings) -> AsyncGenerator[JobsProcess]:
     )
     schedules = ScheduleStore(calls)
     prompts = Prompts(settings.redis_url, schedules)
-    queues = Queues(settings.redis_url, queue_limit=settings.queue_limit)
-    calling = Calling(queues)
     try:
         async with in_process(gateway) as asked:
+            calling = Calling(asked.queues)
             runner = Runner(
                 FileStore(calls),
                 batches,
@@ -91,13 +89,12 @@ async def jobs_process(settings: JobsSettings) -> AsyncGenerator[JobsProcess]:
                 ),
             )
             async with probes(
-                settings.health_port, monitor, silent_s=process.silent_s, ping=queues.ping
+                settings.health_port, monitor, silent_s=process.silent_s, ping=asked.queues.ping
             ):
                 yield process
     finally:
         await sender.aclose()
         await prompts.aclose()
-        await queues.aclose()
         await calls_arq.aclose()
         await arq.aclose()
         await redis.aclose()

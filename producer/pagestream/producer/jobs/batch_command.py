@@ -6,7 +6,7 @@ command goes on where it was broken off. This module knows files on disk and the
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..batch.batches import Batch, BatchStore
+from ..batch.batches import Batch, BatchNotFound, BatchStore
 from ..batch.files import PIECE_BYTES, FileNotFound, FileStore, made_id
 from ..batch.lines import ENDPOINTS
 from ..batch.runner import Runner
@@ -39,6 +39,9 @@ Endpoint = Annotated[
 ]
 Tenant = Annotated[str, typer.Option(help="Whose jobs these are.")]
 InFlight = Annotated[int, typer.Option(min=1, help="Lines that wait for answers at a time.")]
+Again = Annotated[
+    bool, typer.Option("--again", help="Answer anew what has been answered or has failed before.")
+]
 
 
 def batch(
@@ -48,15 +51,17 @@ def batch(
     endpoint: Endpoint = None,
     tenant: Tenant = DEFAULT_TENANT,
     in_flight: InFlight = 512,
+    again: Again = False,
 ) -> None:
     """Answer a file of requests behind all other work. Run it again to go on after an interrupt."""
     with errors_as_sentences():
         if not input_path.is_file():
             raise InvalidRequest(f"{input_path} is not a file")
         _check_writable(output_path)
-        run = _Run(redis_url or default_url(), check_name("tenant", tenant), in_flight)
-        ended = asyncio.run(run.answer(input_path, output_path, endpoint or _endpoint(input_path)))
-    _say(ended, output_path)
+        endpoint = endpoint or _endpoint(input_path)
+        run = _Run(redis_url or default_url(), check_name("tenant", tenant), in_flight, again)
+        ended = asyncio.run(run.answer(input_path, output_path, endpoint))
+    _say(ended, output_path, ran=run.ran)
     if ended.status != "completed" or ended.failed:
         raise typer.Exit(FAILED)
 
@@ -69,10 +74,13 @@ def register(app: typer.Typer) -> None:
 class _Run:
     """One run of the command."""
 
-    def __init__(self, url: str, tenant: str, in_flight: int) -> None:
+    def __init__(self, url: str, tenant: str, in_flight: int, again: bool) -> None:
+        self.ran = True
+        """Whether there was anything left to answer."""
         self._url = url
         self._tenant = tenant
         self._in_flight = in_flight
+        self._again = again
 
     async def answer(self, input_path: Path, output_path: Path, endpoint: str) -> Batch:
         """Run the batch to its end, and write its files."""
@@ -83,6 +91,7 @@ class _Run:
         try:
             async with in_process(gateway) as asked:
                 batch = await self._create(files, batches, input_path, output_path, endpoint)
+                self.ran = not batch.ended
                 runner = Runner(files, batches, asked, in_flight=self._in_flight)
                 await _watched(runner, batches, batch.about.id)
                 batch = await batches.get(batch.about.id)
@@ -99,9 +108,8 @@ class _Run:
         digest = hashlib.blake2b(digest_size=32)
         async for part in _parts(source):
             digest.update(part)
-        batch_id = made_id(
-            "batch_", self._tenant, endpoint, digest.hexdigest(), str(target.absolute())
-        )
+        asked = (self._tenant, endpoint, digest.hexdigest(), str(target.absolute()))
+        batch_id = await self._attempt(batches, asked)
         file_id = made_id("file-", batch_id, "input")
         try:
             await files.get(file_id, self._tenant)
@@ -121,6 +129,20 @@ class _Run:
             completion_window="24h",
             metadata=None,
         )
+
+    async def _attempt(self, batches: BatchStore, asked: Sequence[str]) -> str:
+        """Return the id of the last attempt; of the next if there is none, or it is to be anew."""
+        last: Batch | None = None
+        number = 1
+        while True:
+            batch_id = made_id("batch_", *asked, str(number))
+            try:
+                last = await batches.get(batch_id, self._tenant)
+            except BatchNotFound:
+                if last is None or (last.ended and self._again):
+                    return batch_id
+                return last.about.id
+            number += 1
 
     async def _write(self, files: FileStore, file_id: str | None, path: Path) -> None:
         if file_id is None:
@@ -185,7 +207,9 @@ async def _watched(runner: Runner, batches: BatchStore, batch_id: str) -> None:
         await asyncio.gather(running, return_exceptions=True)
 
 
-def _say(batch: Batch, output_path: Path) -> None:
+def _say(batch: Batch, output_path: Path, *, ran: bool) -> None:
+    if not ran:
+        typer.echo("this file was answered before; --again answers it anew", err=True)
     for problem in batch.problems[:5]:
         where = f"line {problem.line}: " if problem.line else ""
         typer.echo(f"error: {where}{problem.message}", err=True)
