@@ -18,7 +18,7 @@ from pagestream.producer.lua import Script
 from pagestream.producer.protocol import Entry, decode_entry
 from pagestream.worker.messages import Sampling
 from pagestream.worker.queue.inbox import Inbox
-from pagestream.worker.queue.loop import StopFlag
+from pagestream.worker.queue.stop import StopFlag
 from pagestream.worker.queue.tokenizer import Tokenizer
 from pagestream.worker.service import serve
 from pagestream.worker.settings import WorkerSettings

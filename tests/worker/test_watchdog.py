@@ -141,13 +141,13 @@ def test_what_only_looks_like_a_stall(watched: Watched, case: Callable[[Watched]
 
 _STUCK_LOOP = """
 import threading
-from pagestream.worker.queue.loop import QueueLoop
+from pagestream.worker.queue.step_answer import AnswerHandler
 def _take_claims(self, claims, reply):
     if claims:
         a_call_that_never_returns()
 def a_call_that_never_returns():
     threading.Event().wait()
-QueueLoop._take_claims = _take_claims
+AnswerHandler._take_claims = _take_claims
 """
 _STUCK_INTAKE = """
 import threading

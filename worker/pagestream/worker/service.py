@@ -40,7 +40,8 @@ from .queue.backoff import Patience, RedisGone
 from .queue.inbox import Inbox
 from .queue.intake import Intake, IntakeThread, model_info
 from .queue.lease import Lease
-from .queue.loop import EngineLost, QueueLoop, StopFlag
+from .queue.loop import EngineLost, QueueLoop
+from .queue.stop import StopFlag
 from .queue.tokenizer import Tokenizer
 from .settings import WorkerSettings
 from .stalls import check_timeouts, watchdog

@@ -1,0 +1,125 @@
+"""The jobs and the engine: who is given to it, what it says of them, and its deaths.
+
+This module knows no steps of Redis; only a crash is written here, at once.
+"""
+
+import logging
+
+from pagestream.producer.errors import PagestreamError
+
+from ..messages import Output, Step
+from ..process import Died
+from .backoff import Patience
+from .credit import Credit
+from .held import Held
+from .inbox import Inbox
+from .intake import Intaken
+from .lease import Lease
+from .meter import Meter
+from .reply import Job
+from .supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+
+class EngineJobs:
+    """What happens to held jobs on the engine's side, from their preparation on."""
+
+    def __init__(
+        self,
+        engine: Supervisor,
+        held: Held,
+        credit: Credit,
+        lease: Lease,
+        patience: Patience,
+        inbox: Inbox,
+        meter: Meter,
+    ) -> None:
+        self._engine = engine
+        self._held = held
+        self._credit = credit
+        self._lease = lease
+        self._patience = patience
+        self._inbox = inbox
+        self._meter = meter
+
+    def take_intaken(self, intaken: Intaken) -> None:
+        """Run a job that has been prepared, if it fits; end it if it cannot run."""
+        job = self._held.active(intaken.claim.job_id)
+        if job is None or job.claim is not intaken.claim:
+            return
+        job.resume(intaken.replayed_ids)
+        if isinstance(intaken.request, PagestreamError):
+            job.fail(intaken.request)
+        elif intaken.request is not None:
+            job.prepare(intaken.request)
+        if job.reason is not None:
+            self._held.change(job)
+        elif job.request is None or not self._credit.fits(job, self._held):
+            self._held.hand_back([job])
+        elif self._engine.is_up:
+            self._held.run(job)
+
+    def take_step(self, step: Step) -> None:
+        """The engine ended a step."""
+        self._engine.heard()
+        self._credit.load = step.load
+        self._meter.heard(step.load, self._inbox.arrived_s)
+        for output in step.outputs:
+            self._take_output(output)
+
+    def check(self) -> None:
+        """Look at an engine that has jobs; if it is given up, they were there."""
+        if ran := self._held.sent():
+            self._engine.check()
+            if self._engine.lost:
+                self._count_crash(ran, self._engine.lost)
+
+    def died(self, died: Died) -> None:
+        """The engine process is gone; what it said before was taken."""
+        ran = self._held.sent()
+        logger.error("an engine process with %d jobs is gone", len(ran))
+        self._meter.engine_deaths += 1
+        for job in self._held:
+            job.is_sent = job.is_answered = False
+        self._count_crash(ran, self._engine.died(died))
+
+    def came_up(self) -> None:
+        """Give a new engine everything that is to run, from the token logs."""
+        self._engine.came_up()
+        self._credit.load = None
+        for job in self._held.all_active():
+            if job.request is not None:
+                self._held.run(job)
+
+    def _take_output(self, output: Output) -> None:
+        job = self._held.of_request(output.request_id)
+        if job is None:
+            return
+        if output.token_ids:
+            self._meter.takes(job, len(output.token_ids), self._engine.heard_s)
+        job.take(output, self._engine.heard_s)
+        self._held.change(job)
+        if job.reason is not None:
+            if output.finish is None:  # a stop string, which the engine cannot see
+                self._held.forget_in_engine([job])
+            job.is_sent = False
+        elif job.is_cleared:
+            self._held.hand_back([job])
+
+    def _count_crash(self, ran: list[Job], last_words: str) -> None:
+        """Say who was there; suspects go back to the queue, to be run alone."""
+        running = {job.id: job for job in ran}
+        counts = [(job.id, job.epoch, job.crashes) for job in ran]
+        for crash in self._patience.call(self._lease.crashed, counts, last_words):
+            running[crash.job_id].crashed(crash.crashes)
+            if crash.outcome != "kept":
+                logger.warning(
+                    *("job %s is %s after a crash", crash.job_id, crash.outcome),
+                    extra={"job_id": crash.job_id},
+                )
+                self._held.drop(crash.job_id)
+            if crash.outcome == "dead":  # it was the job, not the engine
+                self._engine.excuse()
+        if len(self._held) > 1:
+            self._held.hand_back([job for job in self._held if job.is_suspect])
