@@ -6,7 +6,7 @@ wrongly, freed too early or overwritten shows up as a wrong token. It computes n
 
 from hashlib import blake2b
 
-from pagestream.worker.engine.scheduler import Plan, Work
+from pagestream.worker.engine.plan import Plan, Work
 
 VOCAB = 11
 END_TOKEN = 10

@@ -35,7 +35,7 @@ TOP_LEVEL = {
 
 PURE = tuple(
     f"pagestream.worker.engine.{name}"
-    for name in ("request", "blocks", "prefix_cache", "view", "scheduler")
+    for name in ("request", "blocks", "prefix_cache", "plan", "view", "scheduler")
 )
 
 SHARED = (

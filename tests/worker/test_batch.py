@@ -1,8 +1,8 @@
 import torch
 
 from pagestream.worker.engine.batch import Batch, StepShape
+from pagestream.worker.engine.plan import Plan, Work
 from pagestream.worker.engine.request import Request
-from pagestream.worker.engine.scheduler import Plan, Work
 from pagestream.worker.messages import Sampling
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from pagestream.kernels import batch_layout
 
 from ..models.inputs import ForwardInputs
+from .plan import Plan, Work
 from .request import Request
-from .scheduler import Plan, Work
 
 NUM_STAGES = 2
 """Host buffers in turn: one may still be travelling to the device while the next is filled."""

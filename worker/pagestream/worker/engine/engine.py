@@ -23,10 +23,11 @@ from ..models import Model, load_model
 from .batch import Batch
 from .blocks import BlockPool
 from .memory import allocate_cache, block_bytes, blocks_that_fit
+from .plan import Plan
 from .request import Request
 from .runner import Launched, Runner
 from .sampler import MAX_SUPPRESSED_IDS, Sampler
-from .scheduler import Plan, Scheduler
+from .scheduler import Scheduler
 
 
 class Engine:

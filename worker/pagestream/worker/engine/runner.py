@@ -16,8 +16,8 @@ from ..models import Model
 from ..models.inputs import LayerCache
 from .batch import Batch, StepShape
 from .graphs import StepGraphs
+from .plan import Plan
 from .sampler import Sampler
-from .scheduler import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,53 +13,17 @@ Pure Python: knows no device, no text and no Redis.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Literal
 
-import msgspec
-
 from ..messages import Load, Output, Sampling, View
 from .blocks import BlockPool
+from .plan import Plan, Work
 from .request import Request, State
 from .view import view_of
 
-
-class Work(msgspec.Struct, frozen=True, gc=False):
-    """One request's share of a step: its tokens from `start` on. Nothing refers back to it."""
-
-    request: Request
-    row: int
-    start: int
-    num_tokens: int
-    draws: bool
-    """True when the share reaches the request's last token, so that the next one is drawn."""
-
-
 _BY_START = attrgetter("start")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One step: plain data between the scheduler and the runner."""
-
-    decodes: list[Work] = field(default_factory=list[Work])
-    """One token each, whose id the device drew itself; longest contexts first."""
-    prefills: list[Work] = field(default_factory=list[Work])
-    """Prompts or pieces of prompts, whose ids are known on the host."""
-    admitted: list[Request] = field(default_factory=list[Request])
-    """Requests that got a row in this step: the device knows nothing of them yet."""
-    grown: list[Request] = field(default_factory=list[Request])
-    """Requests that got blocks in this step, the admitted ones among them."""
-
-    def __iter__(self) -> Iterator[Work]:
-        """The step's works in batch order: decodes first."""
-        yield from self.decodes
-        yield from self.prefills
-
-    def __len__(self) -> int:
-        return len(self.decodes) + len(self.prefills)
 
 
 class Scheduler:
