@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pagestream.producer.errors import PagestreamError
 from pagestream.worker.config import EngineConfig
+from pagestream.worker.errors import OutOfMemory
 from pagestream.worker.messages import Add, Load, Output, Ready, RequestView, Sampling, Step, View
 
 BLOCK_TOKENS = 16
@@ -39,6 +40,8 @@ class StubOptions:
     """A prompt that begins with it is refused by `add` with an exception."""
     deadly_token: int | None = None
     """A prompt that begins with it kills the engine in the step that gives its third token."""
+    hungry_token: int | None = None
+    """A prompt that begins with it finds no memory in the step that gives its third token."""
     run_ahead_tokens: int = 1
     """Tokens of a request in one step."""
 
@@ -117,6 +120,8 @@ class StubEngine:
             sampling, ids, finish = request.add.sampling, [], None
             if request.add.prompt_ids[0] == self.options.deadly_token and len(request.ids) == 2:
                 raise RuntimeError("device-side assert triggered")
+            if request.add.prompt_ids[0] == self.options.hungry_token and len(request.ids) == 2:
+                raise OutOfMemory(request_id)
             while len(ids) < self.options.run_ahead_tokens and finish is None:
                 position = len(request.ids)
                 token_id = self.next_token(request.add.prompt_ids, request.ids)

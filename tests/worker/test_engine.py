@@ -1,14 +1,12 @@
 """The whole engine against transformers' `generate()`, token for token, for every family."""
 
-import random
-
 import pytest
 import torch
 import triton
+from tiny_engine import engine_for, greedy, ragged_prompts, run
 from tiny_models import FAMILIES, make_checkpoint
 
-from pagestream.worker.config import EngineConfig
-from pagestream.worker.engine.engine import Engine, build_engine
+from pagestream.worker.engine.engine import Engine
 from pagestream.worker.messages import Add, Sampling
 
 MARGIN = 1e-3
@@ -23,23 +21,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def engine_for(path, **settings) -> Engine:
-    defaults = {"device": "cpu", "max_running": 8, "max_step_tokens": 64, "num_blocks": 96}
-    return build_engine(EngineConfig(model=str(path), **(defaults | settings)))
-
-
-def run(engine: Engine, adds: list[Add]) -> dict[str, list[int]]:
-    tokens = {add.request_id: [] for add in adds}
-    for add in adds:
-        engine.add(add)
-    while engine.has_work:
-        for output in engine.step().outputs:
-            assert output.finish != "error", output.message
-            tokens.setdefault(output.request_id, []).extend(output.token_ids)
-        engine.scheduler.check()
-    return tokens
 
 
 def expected(model, prompt: list[int], max_tokens: int, margin: float = 1e-3) -> list[int]:
@@ -62,15 +43,6 @@ def expected(model, prompt: list[int], max_tokens: int, margin: float = 1e-3) ->
         if top[0] - top[1] < margin:
             return ids[:index]
     return ids
-
-
-def greedy(name: str, prompt: list[int], max_tokens: int) -> Add:
-    return Add(request_id=name, prompt_ids=prompt, sampling=Sampling(max_tokens=max_tokens))
-
-
-def ragged_prompts(lengths, vocab=128, seed=0) -> list[list[int]]:
-    rng = random.Random(seed)
-    return [[rng.randrange(3, vocab) for _ in range(length)] for length in lengths]
 
 
 def assert_greedy(engine: Engine, prompts: list[list[int]], wanted: list[list[int]], count: int):

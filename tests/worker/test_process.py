@@ -76,6 +76,16 @@ def add(name: str, tokens: int = 5, **more: object) -> Add:
     )
 
 
+def test_an_engine_without_memory_names_the_request(parents: list[Parent]) -> None:
+    parent = start(parents, StubOptions(hungry_token=1))
+    parent.engine.send(add("big"))
+    seen, died = parent.until_died()
+    fatal = seen[-1]
+    assert isinstance(fatal, Fatal)
+    assert "no memory" in fatal.message
+    assert died == Died(EXIT_FATAL, fatal.message, "big")
+
+
 def test_requests_run_and_the_child_drains(parents: list[Parent]) -> None:
     parent = start(parents)
     assert isinstance(parent.next(), Ready)

@@ -84,6 +84,7 @@ class LLM:
 
         Raises:
             InvalidRequest: a prompt or a parameter cannot work; nothing was generated.
+            OutOfMemory: the GPU has no memory left for a single token; make another `LLM`.
         """
         many = cast(Sequence[Prompt], [prompts] if _is_one(prompts) else prompts)
         payloads = [

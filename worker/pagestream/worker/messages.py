@@ -99,6 +99,8 @@ class Load(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Tokens looked up in the prefix cache since the start; `prefix_hit_tokens` were found."""
     prefill_tokens: int = 0
     """Prompt tokens computed since the start, those of recomputed prompts included."""
+    out_of_memory: int = 0
+    """Times since the start that memory was too little for a step, which then ran in parts."""
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
@@ -139,6 +141,8 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
     """The engine cannot go on; it exits after sending this."""
 
     message: str
+    request_id: str = ""
+    """The request for which there was no memory, if that is why."""
 
 
 ToEngine = Add | Abort | Drain | Look

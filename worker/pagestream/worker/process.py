@@ -26,6 +26,7 @@ import msgspec
 
 from pagestream.producer.errors import PagestreamError
 
+from .errors import OutOfMemory
 from .messages import Abort, Add, Fatal, FromEngine, Load, Look, Output, Ready, Step, ToEngine, View
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class Died(NamedTuple):
     exit_code: int
     message: str
     """The text of its `Fatal`, if it could send one."""
+    request_id: str = ""
+    """The request for which it had no memory, if that is why."""
 
 
 class EngineProcess:
@@ -165,14 +168,14 @@ class EngineProcess:
 
     def _read(self, end: socket.socket, process: BaseProcess) -> None:
         decoder = msgspec.msgpack.Decoder(FromEngine)
-        message = ""
+        fatal = Fatal("")
         for body in _frames(end):
             event = decoder.decode(body)
             if isinstance(event, Fatal):
-                message = event.message
+                fatal = event
             self._post(event, len(body))
         process.join()
-        self._post(Died(process.exitcode or 0, message), 0)
+        self._post(Died(process.exitcode or 0, fatal.message, fatal.request_id), 0)
 
 
 def _frame(body: bytes) -> bytes:
@@ -216,17 +219,25 @@ def _child(end: socket.socket, build: Callable[[], EngineLike], parent_pid: int)
     try:
         _serve(build(), incoming, outbox)
         status = 0
+    except OutOfMemory as error:
+        _print_traceback()
+        outbox.put(Fatal(str(error), error.request_id))
+        status = EXIT_FATAL
     except PagestreamError as error:
         outbox.put(Fatal(str(error)))
         status = EXIT_CONFIG
     except BaseException:
-        text = traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 (the log of a process that is ending)
-        outbox.put(Fatal(text))
+        outbox.put(Fatal(_print_traceback()))
         status = EXIT_FATAL
     outbox.join()
     # Not sys.exit: device libraries may hang in their own clean-up.
     os._exit(status)
+
+
+def _print_traceback() -> str:
+    text = traceback.format_exc()
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 (the log of a process that is ending)
+    return text
 
 
 def _serve(engine: EngineLike, incoming: queue.SimpleQueue[ToEngine], outbox: "_Outbox") -> None:

@@ -8,7 +8,7 @@ The host never reads from the device here. Knows no model.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class StepShape:
             longest = max(longest, plan.decodes[0].start + 1)
         return cls(
             num_seqs=len(plan),
-            num_tokens=len(plan.decodes) + sum(work.num_tokens for work in plan.prefills),
+            num_tokens=plan.num_tokens,
             has_decodes=bool(plan.decodes),
             max_prefills=len(plan.prefills),
             max_kv_len=longest,
@@ -71,6 +71,7 @@ class Batch:
         self._device = device
         max_blocks = -(-max_model_tokens // block_tokens)
         self.num_rows = num_rows
+        self.max_step_tokens = max_step_tokens
         self._block_table = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
         self._last_token = torch.zeros(num_rows, dtype=torch.int32, device=device)
         self._prompt_lens = torch.ones(num_rows, dtype=torch.int32, device=device)
@@ -189,7 +190,7 @@ class Batch:
         self._sent[:used].copy_(host[:used], non_blocking=True)
 
     def _send_blocks(self, plan: Plan) -> None:
-        """Bring the block tables up to date."""
+        """Bring the block tables up to date; may be done again if memory runs out in it."""
         places: list[int] = []
         blocks: list[int] = []
         row_size = self._block_table.shape[1]
@@ -199,10 +200,11 @@ class Batch:
             sent, first = self._blocks_sent[row], row * row_size
             places.extend(range(first + sent, first + len(table)))
             blocks.extend(table[sent:])
-            self._blocks_sent[row] = len(table)
         if places:
             index, values = self._to_device([places, blocks])
             self._block_table.view(-1).index_copy_(0, index, values.int())
+        for request in plan.grown:
+            self._blocks_sent[cast(int, request.row)] = len(request.blocks)
 
     def _to_device(self, numbers: list[int] | list[list[int]]) -> Tensor:
         tensor = torch.tensor(numbers, dtype=torch.int64, pin_memory=self._pinned)

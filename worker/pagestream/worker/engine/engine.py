@@ -67,7 +67,11 @@ class Engine:
         return self.scheduler.has_work or bool(self._in_flight) or bool(self._refused)
 
     def step(self) -> Step:
-        """Launch the next step, and return the tokens of the oldest one that is due."""
+        """Launch the next step, and return the tokens of the oldest one that is due.
+
+        Raises:
+            OutOfMemory: not even one token of a request fits; the engine cannot go on.
+        """
         plan = self.scheduler.schedule()
         if len(plan):
             self._in_flight.append((plan, self._runner.launch(plan)))
@@ -76,7 +80,7 @@ class Engine:
             due, launched = self._in_flight.popleft()
             outputs += self.scheduler.commit(due, launched.token_ids())
         self._steps += 1
-        return Step(outputs, self.scheduler.load(self._steps))
+        return Step(outputs, self.scheduler.load(self._steps, self._runner.times_out_of_memory))
 
     def view(self) -> View:
         """What the scheduler holds now; the step in flight counts as computed."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
+from msgspec.structs import replace
 
 from .request import Request
 
@@ -42,3 +43,36 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.decodes) + len(self.prefills)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return len(self.decodes) + sum(work.num_tokens for work in self.prefills)
+
+    def cut(self, num_tokens: int) -> "tuple[Plan, Plan]":
+        """Two plans that do the same one after the other, the first with so many tokens at most.
+
+        In batch order: a prefill may share blocks that one before it fills. One that is cut has a
+        work in both.
+        """
+        if self.num_tokens <= num_tokens:
+            return self, Plan()
+        first = Plan(self.decodes[:num_tokens], admitted=self.admitted, grown=self.grown)
+        rest = Plan(self.decodes[num_tokens:])
+        room_tokens = num_tokens - len(first.decodes)
+        for work in self.prefills:
+            here_tokens = min(work.num_tokens, room_tokens)
+            room_tokens -= here_tokens
+            if here_tokens == work.num_tokens:
+                first.prefills.append(work)
+                continue
+            if here_tokens:
+                first.prefills.append(replace(work, num_tokens=here_tokens, draws=False))
+            rest.prefills.append(
+                replace(
+                    work,
+                    start=work.start + here_tokens,
+                    num_tokens=work.num_tokens - here_tokens,
+                )
+            )
+        return first, rest

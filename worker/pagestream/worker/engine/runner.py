@@ -12,12 +12,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..errors import OutOfMemory
 from ..models import Model
 from ..models.inputs import LayerCache
 from .batch import Batch, StepShape
 from .graphs import StepGraphs
 from .plan import Plan
 from .sampler import Sampler
+from .step_limit import StepLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,12 @@ class Runner:
             for _ in range(self.max_in_flight + 1)
         ]
         self._turn = 0
+        self._limit = StepLimit(batch.max_step_tokens)
+
+    @property
+    def times_out_of_memory(self) -> int:
+        """How often memory was too little for a step or a part of one, since the start."""
+        return self._limit.times_lowered
 
     @property
     def max_in_flight(self) -> int:
@@ -65,16 +73,27 @@ class Runner:
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Launched:
-        """Start a step; the host does not wait for it."""
-        self._admit(plan)
-        shape = StepShape.of(plan)
-        captured = self._graphs.fit(shape) if self._graphs is not None else None
-        self._batch.stage(plan, captured or shape)
-        if self._graphs is not None and captured is not None:
-            token_ids = self._graphs.replay(captured)
-        else:
-            token_ids = self._step(shape)
-        return self._fetch(token_ids, len(plan))
+        """Start a step; the host does not wait for it.
+
+        Where memory is too little for all of it, it runs in parts, and the host waits for all but
+        the last: the plan and its tokens stay the same.
+
+        Raises:
+            OutOfMemory: not even one token fits.
+        """
+        host_ids = self._host_ids[self._turn]
+        self._turn = (self._turn + 1) % len(self._host_ids)
+        rest = plan
+        while len(rest):
+            part, after = rest.cut(self._limit.tokens)
+            if self._start(part, host_ids[len(plan) - len(rest) :]):
+                rest = after
+            if len(rest) and self._on_gpu:
+                torch.cuda.synchronize()  # the host's buffers are about to be filled again
+        arrived = torch.cuda.Event() if self._on_gpu else None
+        if arrived is not None:
+            arrived.record()
+        return Launched(host_ids, arrived, len(plan))
 
     @torch.inference_mode()
     def warm_up(self, max_step_tokens: int) -> None:
@@ -114,19 +133,33 @@ class Runner:
         self._batch.keep_drawn(inputs.rows, token_ids)
         return token_ids
 
+    def _start(self, part: Plan, host_ids: Tensor) -> bool:
+        """Launch a step or a part of one, and its ids' way to `host_ids`; False: no memory.
+
+        Then it can be launched again, whole or in parts: no id was kept, and keys and values that
+        were written are written again. What torch had cached it gave back before it failed.
+        """
+        try:
+            self._admit(part)
+            shape = StepShape.of(part)
+            captured = self._graphs.fit(shape) if self._graphs is not None else None
+            self._batch.stage(part, captured or shape)
+            if self._graphs is not None and captured is not None:
+                token_ids = self._graphs.replay(captured)
+            else:
+                token_ids = self._step(shape)
+        except torch.OutOfMemoryError as error:
+            if part.num_tokens == 1:
+                raise OutOfMemory(next(iter(part)).request.request_id) from error
+            self._limit.lower(part.num_tokens, str(error))
+            return False  # not tried again here: the error holds the step's tensors
+        host_ids[: len(part)].copy_(token_ids[: len(part)], non_blocking=True)
+        self._limit.fitted()
+        return True
+
     def _admit(self, plan: Plan) -> None:
         if plan.admitted:
             rows = self._batch.admit(plan.admitted)
             self._sampler.admit(
                 rows, [(request.sampling, len(request.prompt_ids)) for request in plan.admitted]
             )
-
-    def _fetch(self, token_ids: Tensor, num_works: int) -> Launched:
-        """Start the ids' way to the host."""
-        host_ids = self._host_ids[self._turn]
-        self._turn = (self._turn + 1) % len(self._host_ids)
-        host_ids[:num_works].copy_(token_ids[:num_works], non_blocking=True)
-        arrived = torch.cuda.Event() if self._on_gpu else None
-        if arrived is not None:
-            arrived.record()
-        return Launched(host_ids, arrived, num_works)

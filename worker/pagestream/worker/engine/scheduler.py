@@ -128,8 +128,8 @@ class Scheduler:
             self._running = [r for r in self._running if r.state is State.RUNNING]
         return outputs
 
-    def load(self, step: int) -> Load:
-        """How full the engine is."""
+    def load(self, step: int, times_out_of_memory: int = 0) -> Load:
+        """How full the engine is; the arguments are the runner's to know."""
         used, allocated = self._slots()
         return Load(
             running=len(self._running),
@@ -144,6 +144,7 @@ class Scheduler:
             step=step,
             prefix_query_tokens=self.num_prefix_query_tokens,
             prefill_tokens=self.num_prefill_tokens,
+            out_of_memory=times_out_of_memory,
         )
 
     def view(self, step: int) -> View:

@@ -7,6 +7,7 @@ import logging
 
 from pagestream.producer.errors import PagestreamError
 
+from ..errors import OutOfMemory
 from ..messages import Output, Step
 from ..process import Died
 from .backoff import Patience
@@ -76,13 +77,27 @@ class EngineJobs:
                 self._count_crash(ran, self._engine.lost)
 
     def died(self, died: Died) -> None:
-        """The engine process is gone; what it said before was taken."""
+        """The engine process is gone; what it said before was taken.
+
+        Where it had no memory for a request, that one alone counts a crash, for whatever else was
+        there may have taken the memory. If nothing was, the request ends.
+        """
         ran = self._held.sent()
         logger.error("an engine process with %d jobs is gone", len(ran))
         self._meter.engine_deaths += 1
         for job in self._held:
             job.is_sent = job.is_answered = False
-        self._count_crash(ran, self._engine.died(died))
+        last_words = self._engine.died(died)
+        if not died.request_id:
+            self._count_crash(ran, last_words)
+            return
+        without_memory = [job for job in ran if job.request_id == died.request_id]
+        if len(ran) > 1:
+            self._count_crash(without_memory, last_words)
+            return
+        for job in without_memory:
+            job.fail(OutOfMemory(died.request_id))
+            self._held.change(job)
 
     def came_up(self) -> None:
         """Give a new engine everything that is to run, from the token logs."""

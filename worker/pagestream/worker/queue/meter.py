@@ -69,7 +69,7 @@ class Meter:
         """The engine's last report."""
         self.held = 0
         """Jobs the worker holds."""
-        self.steps = self.preemptions = 0
+        self.steps = self.preemptions = self.out_of_memory = 0
         self.prefix_query_tokens = self.prefix_hit_tokens = 0
         self.prefill_tokens = 0
         """Prompt tokens computed; those of preempted and resumed requests again."""
@@ -99,6 +99,7 @@ class Meter:
             last = Load()
         self.steps += load.step - last.step
         self.preemptions += load.preemptions - last.preemptions
+        self.out_of_memory += load.out_of_memory - last.out_of_memory
         self.prefix_query_tokens += load.prefix_query_tokens - last.prefix_query_tokens
         self.prefix_hit_tokens += load.prefix_hit_tokens - last.prefix_hit_tokens
         self.prefill_tokens += load.prefill_tokens - last.prefill_tokens
