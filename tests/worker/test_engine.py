@@ -3,14 +3,10 @@
 import pytest
 import torch
 import triton
-from tiny_engine import engine_for, greedy, ragged_prompts, run
+from tiny_engine import assert_greedy, engine_for, expected, greedy, ragged_prompts, run
 from tiny_models import FAMILIES, make_checkpoint
 
-from pagestream.worker.engine.engine import Engine
 from pagestream.worker.messages import Add, Sampling
-
-MARGIN = 1e-3
-"""Greedy choices closer than this could differ by rounding alone, so they prove nothing."""
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -23,43 +19,13 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def expected(model, prompt: list[int], max_tokens: int, margin: float = 1e-3) -> list[int]:
-    """Greedy tokens by transformers, cut before the first choice too close to call."""
-    with torch.inference_mode():
-        # transformers' dynamic rope keeps the longest length it has seen until it sees a short one.
-        model(torch.tensor([[3]]))
-        result = model.generate(
-            torch.tensor([prompt]),
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    ids = result.sequences[0, len(prompt) :].tolist()
-    for index, logits in enumerate(result.logits):
-        top = logits[0].float().topk(2).values
-        if top[0] - top[1] < margin:
-            return ids[:index]
-    return ids
-
-
-def assert_greedy(engine: Engine, prompts: list[list[int]], wanted: list[list[int]], count: int):
-    adds = [greedy(f"r{n}", prompt, count) for n, prompt in enumerate(prompts)]
-    tokens = run(engine, adds)
-    for index, want in enumerate(wanted):
-        assert tokens[f"r{index}"][: len(want)] == want, f"request {index} differs"
-    assert sum(map(len, wanted)) > 0.3 * count * len(prompts), "too few choices were clear"
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_greedy_tokens_equal_transformers(family, device, tmp_path):
     """Ragged prompts together, beyond window and trained length: in chunks, then from the cache."""
     model = make_checkpoint(family, tmp_path)
     prompts = ragged_prompts([1, 7, 40, 55, 70, 16])
-    wanted = [expected(model, prompt, 10, MARGIN) for prompt in prompts]
+    wanted = [expected(model, prompt, 10) for prompt in prompts]
     engine = engine_for(tmp_path, device=device, dtype="float32", max_step_tokens=24)
     assert_greedy(engine, prompts, wanted, 10)
     assert engine.scheduler.num_chunked_prefills > 0
@@ -74,7 +40,7 @@ def test_a_prefix_is_shared_within_the_step_that_computes_it(family, device, tmp
     model = make_checkpoint(family, tmp_path)
     prefix, *ends = ragged_prompts([48, 1, 9, 20])
     prompts = [prefix + end for end in ends]
-    wanted = [expected(model, prompt, 10, MARGIN) for prompt in prompts]
+    wanted = [expected(model, prompt, 10) for prompt in prompts]
     engine = engine_for(tmp_path, device=device, dtype="float32", max_step_tokens=256)
     for n, prompt in enumerate(prompts):
         engine.add(greedy(f"before-{n}", prompt, 1))
@@ -89,7 +55,7 @@ def test_a_prefix_is_shared_within_the_step_that_computes_it(family, device, tmp
 def test_preemption_changes_no_greedy_token(family, device, tmp_path):
     model = make_checkpoint(family, tmp_path)
     prompts = ragged_prompts([1, 7, 40])
-    wanted = [expected(model, prompt, 40, MARGIN) for prompt in prompts]
+    wanted = [expected(model, prompt, 40) for prompt in prompts]
     engine = engine_for(tmp_path, device=device, dtype="float32", num_blocks=9)
     assert_greedy(engine, prompts, wanted, 40)
     assert engine.scheduler.num_preemptions > 0

@@ -5,9 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from stub_engine import StubOptions, expected_ids
-from tiny_engine import engine_for, ragged_prompts, run
+from tiny_engine import assert_greedy, engine_for, expected, greedy, ragged_prompts, run
 from tiny_models import make_checkpoint
-from transformers import AutoConfig
 from worker_harness import Client, Worker
 
 from pagestream.producer.keys import Keys
@@ -105,16 +104,21 @@ def test_whole_steps_run_again_once_there_is_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("owner", "method", "call"),
     [
-        *((Batch, "_to_device", call) for call in range(8)),
-        *((Sampler, "admit", call) for call in range(2)),
+        *((Batch, "_to_device", call) for call in range(5)),
+        *((Sampler, "admit", call) for call in range(1)),
         *((Sampler, "draw", call) for call in range(4)),
     ],
 )
 def test_wherever_it_runs_out_nothing_is_lost(tmp_path, monkeypatch, owner, method, call):
-    """Rows and block tables too are written again: the first prompts, a growing table, a draw."""
+    """Rows are written again, and so are blocks: four tables grow in one step, then another."""
     make_checkpoint("qwen3", tmp_path)
-    want = run(engine_for(tmp_path), some_adds())
-    engine = engine_for(tmp_path)
+    sampling = Sampling(max_tokens=12)
+    adds = [
+        Add(request_id=f"r{n}", prompt_ids=prompt, sampling=sampling)
+        for n, prompt in enumerate(ragged_prompts([30, 30, 30, 30, 70]))
+    ]
+    want = run(engine_for(tmp_path, max_step_tokens=256), adds)
+    engine = engine_for(tmp_path, max_step_tokens=256)
     original, calls = getattr(owner, method), []
 
     def failing(*args):
@@ -124,7 +128,7 @@ def test_wherever_it_runs_out_nothing_is_lost(tmp_path, monkeypatch, owner, meth
         return original(*args)
 
     monkeypatch.setattr(owner, method, failing)
-    assert run(engine, some_adds()) == want
+    assert run(engine, adds) == want
     assert times_out_of_memory(engine) == 1
 
 
@@ -187,54 +191,40 @@ def test_its_neighbours_count_no_crash(
 # ---- on a GPU
 
 
-def long_adds() -> list[Add]:
-    """Prompts beyond the graphs' contexts and beside short ones, some of them drawn."""
-    lengths = [9000, 5000, 700, 700, 700, *range(3, 400, 25)]
-    return [
-        Add(
-            request_id=f"r{n}",
-            prompt_ids=prompt,
-            sampling=Sampling(temperature=0.9 * (n % 2), seed=n, max_tokens=40),
-        )
-        for n, prompt in enumerate(ragged_prompts(lengths, vocab=32_000))
-    ]
+def fill_gpu() -> list[torch.Tensor]:
+    """Take all of the GPU's memory but a few MiB: there is none for a tensor of 2 MiB."""
+    held: list[torch.Tensor] = []
+    size_bytes = 2**34
+    while size_bytes >= 2**21:
+        try:
+            held.append(torch.empty(size_bytes, dtype=torch.uint8, device="cuda"))
+        except torch.OutOfMemoryError:
+            size_bytes //= 2
+    return held
 
 
 @pytest.mark.gpu
-def test_requests_end_right_on_a_gpu_that_something_else_fills(tmp_path):
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=32_000,
-        hidden_size=1024,
-        intermediate_size=8192,  # 8,192 tokens take 256 MiB in one projection
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=16_384,
-    )
-    config.architectures = ["LlamaForCausalLM"]
-    config.save_pretrained(tmp_path)
+def test_running_requests_end_right_on_a_gpu_that_is_full(tmp_path):
+    """The second step has 6,208 tokens of prompts, too many for a graph, and needs memory."""
+    model = make_checkpoint("qwen3", tmp_path)
+    prompts = ragged_prompts([240] * 60)
+    wanted = [expected(model, prompt, 10) for prompt in prompts]
     engine = engine_for(
-        tmp_path, device="cuda", dtype="bfloat16", load_format="dummy", deterministic=True,
-        max_running=32, max_step_tokens=8192, num_blocks=2048, prefix_cache=False,
+        tmp_path, device="cuda", dtype="float32", max_running=64, max_step_tokens=8192,
+        num_blocks=1200, prefix_cache=False,
     )  # fmt: skip
-    want = run(engine, long_adds())
-    assert times_out_of_memory(engine) == 0
-
-    for add in long_adds():
-        engine.add(add)
-    outputs = engine.step().outputs + engine.step().outputs
+    for n, prompt in enumerate(prompts):
+        engine.add(greedy(f"r{n}", prompt, 10))
+    assert engine.step().outputs == []  # launched, and not read yet
     torch.cuda.empty_cache()
-    free_bytes, _ = torch.cuda.mem_get_info()
-    everything = torch.empty(free_bytes - 2**26, dtype=torch.uint8, device="cuda")
+    full = fill_gpu()
     tokens = run(engine, [])
-    for output in reversed(outputs):
-        tokens[output.request_id] = output.token_ids + tokens[output.request_id]
     failed = times_out_of_memory(engine)
-    assert failed > 0
-    assert tokens == want
-
-    del everything
+    full.clear()
     torch.cuda.empty_cache()
-    assert run(engine, long_adds()) == want
+    assert failed > 0
+    for n, want in enumerate(wanted):
+        assert tokens[f"r{n}"][: len(want)] == want, f"request {n} differs"
+        assert len(tokens[f"r{n}"]) == 10
+    assert_greedy(engine, prompts, wanted, 10)
     assert times_out_of_memory(engine) == failed
