@@ -31,6 +31,7 @@ from pagestream.producer.embedded import running_url
 from pagestream.producer.gateway.failures import InvalidKey
 from pagestream.producer.keys import Keys
 from pagestream.worker import service
+from pagestream.worker.errors import OutOfMemory
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -219,7 +220,10 @@ def test_every_error_has_its_line() -> None:
         if isinstance(one, type) and issubclass(one, errors.PagestreamError) and one.code != "error"
     }
     lines = set(re.findall(r"^\| `(\w+)` `(\w+)` \|", TROUBLES, re.MULTILINE))
-    ends = {("cancelled", "JobCancelled"), ("expired", "JobExpired"), ("crashed", "JobFailed")}
+    ends = {
+        *(("cancelled", "JobCancelled"), ("expired", "JobExpired")),
+        *(("crashed", "JobFailed"), (OutOfMemory.code, "JobFailed")),
+    }
     assert lines == known | ends
     assert f"| `{InvalidKey.code}` |" in TROUBLES
 
