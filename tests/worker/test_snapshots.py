@@ -81,10 +81,11 @@ def test_a_histogram_counts_by_upper_bound() -> None:
 
 def test_counters_go_on_over_an_engine_that_begins_again() -> None:
     meter = Meter()
-    meter.heard(Load(step=5, preemptions=2, prefill_tokens=50), 0.0)
-    meter.heard(Load(step=7, preemptions=3, prefill_tokens=70), 0.0)
-    meter.heard(Load(step=2, preemptions=1, prefill_tokens=10), 0.0)
+    meter.heard(Load(step=5, preemptions=2, prefill_tokens=50, out_of_memory=3), 0.0)
+    meter.heard(Load(step=7, preemptions=3, prefill_tokens=70, out_of_memory=4), 0.0)
+    meter.heard(Load(step=2, preemptions=1, prefill_tokens=10, out_of_memory=1), 0.0)
     assert (meter.steps, meter.preemptions, meter.prefill_tokens) == (9, 4, 80)
+    assert meter.out_of_memory == 5
 
 
 def wait_for(
