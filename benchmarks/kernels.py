@@ -26,8 +26,11 @@ from torch import Tensor
 
 from pagestream.kernels import (
     SamplingTable,
+    Splitting,
     batch_layout,
     decode_attention,
+    fastest_splitting,
+    kv_splits,
     linear,
     linear_silu_mul,
     prefill_attention,
@@ -178,11 +181,33 @@ def rope_and_cache_case(tokens: int, heads: int, kv_heads: int, norm: bool) -> C
     )  # fmt: skip
 
 
+def decode_launch(
+    q: Tensor,
+    cache: tuple[Tensor, Tensor, Tensor],
+    rows: Tensor,
+    kv_lens: Tensor,
+    longest: int,
+    splitting: Splitting | None = None,
+) -> Launch:
+    """One layer's decode attention: what is made once a step is made before."""
+    seqs, kv_heads, head_dim = len(rows), cache[0].shape[2], q.shape[2]
+    splitting = splitting or fastest_splitting(seqs, kv_heads, head_dim)
+    splits = kv_splits(rows, kv_lens, splitting, longest)
+    arrivals = torch.zeros(seqs * kv_heads, dtype=torch.int32, device=q.device)
+    return lambda: decode_attention(
+        *(q, *cache, rows, kv_lens, 0.09),
+        max_kv_len=longest,
+        splitting=splitting,
+        splits=splits,
+        arrivals=arrivals,
+    )
+
+
 def decode_attention_case(seqs: int, kv_len: int, heads: int, kv_heads: int) -> Case:
     def make() -> Launch:
         cache = paged(seqs, kv_len, kv_heads)
         q, rows, lens = randn(seqs, heads, HEAD_DIM), ints(range(seqs)), ints([kv_len] * seqs)
-        return lambda: decode_attention(q, *cache, rows, lens, 0.09, max_kv_len=kv_len)
+        return decode_launch(q, cache, rows, lens, kv_len)
 
     size = seqs * kv_len * kv_heads * HEAD_DIM * 4
     moved = size + 4 * seqs * heads * HEAD_DIM

@@ -22,9 +22,11 @@ from triton.runtime.jit import JITFunction
 
 from pagestream.kernels import (
     SamplingTable,
+    Splitting,
     _triton,
     batch_layout,
     decode_attention,
+    kv_splits,
     linear,
     linear_silu_mul,
     prefill_attention,
@@ -82,6 +84,11 @@ def layout() -> None:
     batch_layout(ints, ints, cu_q, ints, ints.bool(), ints, ints.view(4, 1), 16)
 
 
+def splits() -> None:
+    ints = torch.zeros(4, dtype=torch.int32)
+    kv_splits(ints, ints, Splitting(128, 33), 2048)
+
+
 def product(op: Callable[..., Any], rows: int, inputs: int, outputs: int) -> None:
     op(torch.empty(rows, inputs, dtype=BF16), torch.empty(outputs, inputs, dtype=BF16))
 
@@ -109,6 +116,7 @@ CASES: dict[str, Callable[[], object]] = {
     "linear_silu_mul 16 x 1024": lambda: product(linear_silu_mul, 16, 1024, 6144),
     "silu_mul 14336": lambda: silu_mul(torch.empty(4, 28672, dtype=BF16)),
     "batch_layout": layout,
+    "kv_splits": splits,
     "sample 128256": lambda: draw(128256),
 }
 

@@ -25,9 +25,10 @@ def test_window(device, dtype, window):
 @on_every_path
 @pytest.mark.parametrize("window", [None, 300, 1500])
 def test_several_splits(device, dtype, window):
-    op = partial(decode_attention, splitting=Splitting(128, 16))
-    # One split; two; the last split nearly empty; longer splits, because 16 are the most there are.
-    check_decode(op, [100, 256, 385, 2100], 2, 1, 32, device, dtype, window)
+    for splitting in (Splitting(128, 16, by_sequence=True), Splitting(128, 20)):
+        op = partial(decode_attention, splitting=splitting)
+        # One split; two; the last split nearly empty; so many that they are merged in turns.
+        check_decode(op, [100, 256, 385, 2100], 2, 1, 32, device, dtype, window)
 
 
 @on_every_path
@@ -46,7 +47,7 @@ def test_splits_as_they_are_shipped(device, dtype, splitting):
 )
 def test_arrivals_are_zeros_again(device):
     arrivals = torch.zeros(40, dtype=torch.int32, device=device)
-    op = partial(decode_attention, splitting=Splitting(64, 8), arrivals=arrivals)
+    op = partial(decode_attention, splitting=Splitting(64, 8, by_sequence=True), arrivals=arrivals)
     for _ in range(2):
         check_decode(op, [300, 9, 129], 4, 2, 32, device, torch.float16)
         assert not arrivals.any()

@@ -29,7 +29,7 @@ rope = partial(
     check_rope_and_cache, heads=9, kv_heads=3, head_dim=64, rotary_dim=48, norm=True, **CPU
 )
 layout = partial(check_batch_layout, device="cpu")
-decode = partial(check_decode, kv_lens=[1, 50, 300], heads=6, kv_heads=2, head_dim=32, **CPU)
+decode = partial(check_decode, kv_lens=[1, 50, 2100], heads=6, kv_heads=2, head_dim=32, **CPU)
 windowed = partial(decode, window=40)
 prefill = partial(check_prefill, lens=[(1, 1), (70, 150)], heads=6, kv_heads=2, head_dim=32, **CPU)
 windowed_prefill = partial(prefill, window=40)
@@ -37,7 +37,7 @@ draw = partial(check_sample, **CPU)
 deep = partial(check_deep_thresholds, **CPU)
 chunks = partial(check_chunks_agree, **CPU)
 
-LAUNCHED_BY = {"_paged": "decode_attention"}
+LAUNCHED_BY = {"_paged": "decode_attention", "kv_splits": "decode_attention"}
 """An op of each module that only ops import."""
 
 MISTAKES = [
@@ -69,16 +69,21 @@ MISTAKES = [
     ("batch_layout", layout, "kv_len = start + end - begin", "kv_len = start + end - begin - 1"),
     ("decode_attention", decode, "inside = keys < end", "inside = keys < end - 1"),
     ("decode_attention", decode, "inside = keys < end", "inside = keys < end + 1"),
-    ("decode_attention", decode, "acc = acc * shrink[:, None]", "acc = acc"),
+    ("decode_attention", decode, "acc = acc * shrink[:, None]\n        acc =", "acc = acc\n        acc ="),
     ("decode_attention", decode, "head = kv_head * GROUP + group", "head = kv_head + group * GROUP"),
-    ("decode_attention", decode, "tl.load(rows_ptr + seq)", "tl.load(rows_ptr)"),
+    ("decode_attention", decode, "tl.load(splits_ptr + 1)", "tl.load(splits_ptr)"),
+    ("decode_attention", decode, "tl.load(splits_ptr + 4)", "(0 * tl.load(splits_ptr + 4))"),
+    ("decode_attention", decode, "acc = acc * shrink[:, None] +", "acc = acc +"),
+    ("decode_attention", decode, "total = total * shrink + tl.sum(weights, axis=0)", "total = total + tl.sum(weights, axis=0)"),
     ("decode_attention", decode, "top + tl.log2(total)", "top"),
     ("decode_attention", decode, "== splits - 1", "== splits"),
-    ("decode_attention", decode, "member in tl.static_range(GROUP)", "member in tl.static_range(1)"),
-    ("decode_attention", decode, "partial * weights[:, None]", "partial"),
-    ("decode_attention", decode, "tl.minimum((first + at_split + 1) * split_tokens, kv_len)", "kv_len"),
-    ("decode_attention", windowed, "(keys >= first_key)", "(keys >= first_key - 1)"),
-    ("decode_attention", windowed, "first = first_key // tokens", "first = 0"),
+    ("decode_attention", decode, "split[:, None] * HEADS + member[None, :]", "split[:, None] * HEADS + member[None, :] * 0"),
+    ("decode_attention", decode, "partial * weights[:, :, None]", "partial"),
+    ("kv_splits", decode, "tl.minimum(begin + tokens, kv_len)", "kv_len"),
+    ("kv_splits", decode, "item_ptr + 4, place,", "item_ptr + 4, place * 0,"),
+    ("kv_splits", decode, "item_ptr + 1, row", "item_ptr + 1, row * 0"),
+    ("kv_splits", windowed, "kv_len - WINDOW", "kv_len - WINDOW - 1"),
+    ("kv_splits", windowed, "begin = first +", "begin ="),
     ("_paged", decode, "(keys % BLOCK_SIZE) * token_stride", "keys * 0"),
     ("prefill_attention", prefill, "keys[None, :] <= positions", "keys[None, :] < positions"),
     ("prefill_attention", prefill, "(first_position + 1) // TILE * TILE", "(first_position + TILE) // TILE * TILE"),
@@ -107,7 +112,7 @@ MISTAKES = [
 # ruff: noqa: E501
 
 OPTIONS = {
-    "decode_attention": {"splitting": Splitting(128, 16)},
+    "decode_attention": {"splitting": Splitting(128, 20)},
     "_few_rows": {"tile": Tile(16, 128, 2, 4), "gated": True},
 }
 

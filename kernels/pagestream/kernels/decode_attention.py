@@ -1,17 +1,15 @@
 """Attention of one new token a sequence over its paged cache: bound by bandwidth.
 
-Split-KV, one program a (sequence, kv head, split): the query heads that share a kv head are packed
-in the M axis of one matrix product, page ids are gathered once a tile, and of a sequence's splits
-the program that ends last merges them all, in their order. Tiles are aligned to position 0 and a
-split's length follows from its own sequence's length and the splitting in use. The module knows
-nothing of prompts (prefill_attention.py) nor of how blocks are given out.
+Split-KV, one program a (piece of a context, kv head): the query heads that share a kv head are
+packed in the M axis of one matrix product, page ids are gathered once a tile, and of a sequence's
+pieces the program that ends last merges them all, in their order. The module knows nothing of
+prompts (prefill_attention.py), of how contexts are cut (kv_splits.py) nor of how blocks are given
+out.
 
 Source: Dao et al., "Flash-Decoding for long-context inference" (2023); Kwon et al.,
 "PagedAttention", arXiv:2309.06180; GQA packing as in "The Anatomy of a Triton Attention Kernel",
 §4.4.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,34 +25,22 @@ from ._triton import (
     triton,
     wait_for_inputs,
 )
+from .kv_splits import ALIGN_TOKENS, Splitting, kv_splits
 
-
-class Splitting(NamedTuple):
-    """How a sequence is cut: in splits of `min_tokens`, or of more where there would be too many.
-
-    A whole step has one splitting, so that a sequence's bits depend on it and on nothing else of
-    the batch.
-    """
-
-    min_tokens: int
-    max_splits: int
-    tile: int = 64
-    """Keys read at a time."""
-    warps: int = 4
-    stages: int = 3
-
-
-FIXED_SPLITTING = Splitting(512, 16)
+FIXED_SPLITTING = Splitting(512, 16, by_sequence=True)
 """For any batch: what a sequence gives alone it gives among others."""
 
 _SPLITTINGS = (
-    # (programs without splits, at most; splitting), as measured on an H200 and an H100
-    (32, Splitting(128, 32, stages=5)),
-    (64, Splitting(1024, 16, stages=5)),
-    (128, Splitting(2048, 16, stages=5)),
-    (264, Splitting(2048, 16, tile=128, warps=8)),
+    # (sequences times kv heads, at most; splitting), as measured on an H200. Here `parts` is times
+    # kv heads, too: programs. There are 132 processors.
+    (8, Splitting(128, 264, tile=128, stages=2, merged=8192)),
+    (64, Splitting(128, 264, tile=128, stages=2, merged=4096)),
+    (200, Splitting(128, 264, tile=128, stages=2, merged=2048)),
+    (264, Splitting(1024, 132, tile=128, warps=8, merged=2048)),
 )
-_MANY = Splitting(2048, 16)
+_MANY = Splitting(2048, 528)
+MANY_SEQS = 265
+"""A batch of more sequences is split as one of so many."""
 
 
 def fastest_splitting(seqs: int, kv_heads: int, head_dim: int) -> Splitting:
@@ -65,7 +51,8 @@ def fastest_splitting(seqs: int, kv_heads: int, head_dim: int) -> Splitting:
     """
     programs = seqs * kv_heads
     splitting = next((split for most, split in _SPLITTINGS if programs <= most), _MANY)
-    return splitting if head_dim <= 128 else splitting._replace(tile=64, warps=4)
+    splitting = splitting._replace(parts=-(-splitting.parts // kv_heads))
+    return splitting if head_dim <= 128 else splitting._replace(tile=64, warps=8)
 
 
 def decode_attention_reference(
@@ -137,6 +124,7 @@ def decode_attention(
     window: int | None = None,
     max_kv_len: int,
     splitting: Splitting | None = None,
+    splits: Tensor | None = None,
     arrivals: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -147,10 +135,10 @@ def decode_attention(
     new token counted) -> out like q, of which the first `seqs` tokens are written. A sequence of
     length 0 is skipped. softmax(q k * scale) in fp32; with a window, the newest `window` keys only.
 
-    `max_kv_len` is an upper bound that sizes the grid and two fp32 buffers of at most seqs * heads
-    * max_splits * (head_dim + 1); nothing depends on device values, so a CUDA graph can capture it.
-    `splitting` is the fastest for the batch unless given. `arrivals` [>= seqs * kv_heads] int32
-    must be zeros, and is zeros again afterwards: one serves all layers of a step.
+    `max_kv_len` is an upper bound that sizes the grid; nothing depends on device values, so a CUDA
+    graph can capture it. `splitting` is the fastest for the batch unless given, and `splits` are
+    `kv_splits` of the same, which serve every layer of a step. `arrivals` [>= seqs * kv_heads]
+    int32 must be zeros, and is zeros again afterwards: one serves all layers, too.
     """
     check_cache(q, k_cache, v_cache)
     if not runs_kernel(q):
@@ -161,17 +149,18 @@ def decode_attention(
     assert out.stride()[1:] == q.stride()[1:], "out must be contiguous"
     seqs, (heads, head_dim), kv_heads = len(rows), q.shape[1:], k_cache.shape[2]
     splitting = splitting or fastest_splitting(seqs, kv_heads, head_dim)
-    min_tokens, max_splits = splitting.min_tokens, splitting.max_splits
-    longest = max_kv_len if window is None else min(max_kv_len, window + min_tokens)
-    splits = max(min(triton.cdiv(longest, min_tokens), max_splits), 1)
-    places = (seqs, heads, splits if splits > 1 else 0)
+    if splits is None:
+        splits = kv_splits(rows, kv_lens, splitting, max_kv_len, window)
+    pieces, dim_block = len(splits), triton.next_power_of_2(head_dim)
+    merge_group = triton.next_power_of_2(heads // kv_heads)
+    places = (pieces if pieces > seqs else 0, heads)
     partial = torch.empty((*places, head_dim), dtype=torch.float32, device=q.device)
     lse = torch.empty(places, dtype=torch.float32, device=q.device)
     if arrivals is None:
         arrivals = torch.zeros(seqs * kv_heads, dtype=torch.int32, device=q.device)
     assert arrivals.numel() >= seqs * kv_heads, f"{arrivals.numel()} arrivals"
-    if seqs:
-        _decode_attention_kernel[(kv_heads, seqs, splits)](
+    if pieces:
+        _decode_attention_kernel[(kv_heads, pieces)](
             out,
             partial,
             lse,
@@ -180,8 +169,7 @@ def decode_attention(
             k_cache,
             v_cache,
             block_table,
-            rows,
-            kv_lens,
+            splits,
             scale * LOG2E,
             out.stride(0),
             q.stride(0),
@@ -191,12 +179,13 @@ def decode_attention(
             GROUP=heads // kv_heads,
             GROUP_BLOCK=max(16, triton.next_power_of_2(heads // kv_heads)),
             HEAD_DIM=head_dim,
-            DIM_BLOCK=triton.next_power_of_2(head_dim),
+            DIM_BLOCK=dim_block,
             BLOCK_SIZE=k_cache.shape[1],
-            WINDOW=window,
+            WINDOWED=window is not None,
+            ALIGN=ALIGN_TOKENS,
             TILE=splitting.tile,
-            MIN_SPLIT_TOKENS=min_tokens,
-            MAX_SPLITS=max_splits,
+            MERGE_GROUP=merge_group,
+            MERGED_AT_ONCE=max(1, splitting.merged // (merge_group * dim_block)),
             num_warps=splitting.warps,
             num_stages=splitting.stages,
             **overlapping_launch(len(q)),
@@ -205,64 +194,63 @@ def decode_attention(
 
 
 @triton.jit
-def _own_splits(
-    kv_len,
-    WINDOW: tl.constexpr,
-    TILE: tl.constexpr,
-    MIN_SPLIT_TOKENS: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-):
-    """(first key, first split, splits, tokens a split) of a sequence, from its length alone.
-
-    A sequence of length 0 has no splits.
-    """
-    tokens = tl.maximum(tl.cdiv(tl.cdiv(kv_len, MAX_SPLITS), TILE) * TILE, MIN_SPLIT_TOKENS)
-    first_key = 0
-    if WINDOW is not None:
-        first_key = tl.maximum(kv_len - WINDOW, 0)
-    first = first_key // tokens
-    return first_key, first, tl.cdiv(kv_len, tokens) - first, tokens
-
-
-@triton.jit
 def _merge(
-    out_ptr,  # [head_dim], one head's
-    partial_ptr,  # [splits, head_dim] fp32
-    lse_ptr,  # [splits] fp32, log2
+    out_ptr,  # [group, head_dim], of the heads that share a kv head
+    partial_ptr,  # [splits, heads, head_dim] fp32, from the first of those heads on
+    lse_ptr,  # [splits, heads] fp32, log2, the same
     splits,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    MERGE_GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):
-    """Weigh a head's splits by their share of the softmax, all at once.
+    """Weigh each head's splits by their share of the softmax, `AT_ONCE` of all heads at a time.
 
     They were written by other SMs, so the loads bypass this one's L1 cache.
     """
-    split, dims = tl.arange(0, MAX_SPLITS), tl.arange(0, DIM_BLOCK)
-    inside = (split < splits)[:, None] & (dims < HEAD_DIM)[None, :]
-    lse = tl.load(lse_ptr + split, mask=split < splits, other=float("-inf"), cache_modifier=".cg")
-    partial_at = split[:, None] * HEAD_DIM + dims[None, :]
-    partial = tl.load(partial_ptr + partial_at, mask=inside, other=0.0, cache_modifier=".cg")
-    weights = tl.exp2(lse - tl.max(lse, axis=0))
-    merged = tl.sum(partial * weights[:, None], axis=0) / tl.sum(weights, axis=0)
-    tl.store(out_ptr + dims, merged.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)
+    member, dims = tl.arange(0, MERGE_GROUP), tl.arange(0, DIM_BLOCK)
+    in_group = member < GROUP
+    in_out = in_group[:, None] & (dims < HEAD_DIM)[None, :]
+    place = member[:, None] * HEAD_DIM + dims[None, :]
+    top = tl.full([MERGE_GROUP], -1e30, tl.float32)  # finite, for members that are none
+    total = tl.zeros([MERGE_GROUP], tl.float32)
+    acc = tl.zeros([MERGE_GROUP, DIM_BLOCK], tl.float32)
+    for at in range(0, splits, AT_ONCE):
+        split = at + tl.arange(0, AT_ONCE)
+        inside = (split < splits)[:, None] & in_group[None, :]
+        lse_at = lse_ptr + split[:, None] * HEADS + member[None, :]
+        lse = tl.load(lse_at, mask=inside, other=float("-inf"), cache_modifier=".cg")
+        partial = tl.load(
+            partial_ptr + split[:, None, None] * HEADS * HEAD_DIM + place[None, :, :],
+            mask=(split < splits)[:, None, None] & in_out[None, :, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        new_top = tl.maximum(top, tl.max(lse, axis=0))
+        shrink, weights = tl.exp2(top - new_top), tl.exp2(lse - new_top[None, :])
+        acc = acc * shrink[:, None] + tl.sum(partial * weights[:, :, None], axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        top = new_top
+    merged = acc / tl.where(in_group, total, 1.0)[:, None]
+    tl.store(out_ptr + place, merged.to(out_ptr.dtype.element_ty), mask=in_out)
 
 
 @triton.jit(
     do_not_specialize=["scale_log2e"],
-    do_not_specialize_on_alignment=["arrivals_ptr", "rows_ptr", "kv_lens_ptr"],
+    do_not_specialize_on_alignment=["arrivals_ptr"],
 )
 def _decode_attention_kernel(
     out_ptr,  # [seqs, heads, head_dim]
-    partial_ptr,  # [seqs, heads, splits, head_dim] fp32
-    lse_ptr,  # [seqs, heads, splits] fp32, log2
+    partial_ptr,  # [pieces, heads, head_dim] fp32
+    lse_ptr,  # [pieces, heads] fp32, log2
     arrivals_ptr,  # [seqs, kv_heads], zeros before and after
     q_ptr,  # [seqs, heads, head_dim]
     k_cache_ptr,  # [blocks, block_size, kv_heads, head_dim]
     v_cache_ptr,  # [blocks, block_size, kv_heads, head_dim]
     block_table_ptr,  # [rows, max_blocks]
-    rows_ptr,  # [seqs]
-    kv_lens_ptr,  # [seqs]
+    splits_ptr,  # [pieces, 6]
     scale_log2e,
     out_stride,
     q_stride,
@@ -276,27 +264,29 @@ def _decode_attention_kernel(
     HEAD_DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    ALIGN: tl.constexpr,
     TILE: tl.constexpr,
-    MIN_SPLIT_TOKENS: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
+    MERGE_GROUP: tl.constexpr,
+    MERGED_AT_ONCE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One program a (sequence, kv head, split); an only split writes the output itself.
+    """One program a (piece, kv head); an only piece of a sequence writes the output itself.
 
-    The kv heads of a sequence are neighbours: what they read at a time is in one place.
+    The kv heads of a piece are neighbours: what they read at a time is in one place.
     """
-    kv_head, seq, at_split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    kv_head, piece = tl.program_id(0), tl.program_id(1).to(tl.int64)
     start_dependents(PDL)
     wait_for_inputs(PDL)
-    kv_len = tl.load(kv_lens_ptr + seq)
-    first_key, first, splits, split_tokens = _own_splits(
-        kv_len, WINDOW, TILE, MIN_SPLIT_TOKENS, MAX_SPLITS
-    )
-    if at_split >= splits:
+    splits_ptr += piece * 6
+    seq = tl.load(splits_ptr).to(tl.int64)
+    row = tl.load(splits_ptr + 1).to(tl.int64)
+    begin, end = tl.load(splits_ptr + 2), tl.load(splits_ptr + 3)
+    if not WINDOWED:
+        begin = tl.multiple_of(begin, ALIGN)
+    splits = tl.load(splits_ptr + 5)
+    if splits == 0:
         return
-    begin = tl.maximum((first + at_split) * split_tokens, first_key // TILE * TILE)
-    end = tl.minimum((first + at_split + 1) * split_tokens, kv_len)
 
     group = tl.arange(0, GROUP_BLOCK)
     head = kv_head * GROUP + group
@@ -305,7 +295,7 @@ def _decode_attention_kernel(
     in_out = (group < GROUP)[:, None] & in_dim[None, :]
     q_at = seq * q_stride + head[:, None] * HEAD_DIM + dims[None, :]
     q = tl.load(q_ptr + q_at, mask=in_out, other=0.0)
-    block_table_ptr += tl.load(rows_ptr + seq).to(tl.int64) * block_table_stride
+    block_table_ptr += row * block_table_stride
     k_cache_ptr += kv_head * head_stride
     v_cache_ptr += kv_head * head_stride
 
@@ -322,11 +312,8 @@ def _decode_attention_kernel(
         k = tl.load(k_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)
         v = tl.load(v_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2e
-        seen = inside
-        if WINDOW is not None:
-            seen = inside & (keys >= first_key)
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        # Every tile holds a key that is seen, so the new maximum is finite.
+        scores = tl.where(inside[None, :], scores, float("-inf"))
+        # Every tile holds a key, so the new maximum is finite.
         new_top = tl.maximum(top, tl.max(scores, axis=1))
         weights = tl.exp2(scores - new_top[:, None])
         shrink = tl.exp2(top - new_top)
@@ -340,8 +327,7 @@ def _decode_attention_kernel(
         out_at = seq * out_stride + head[:, None] * HEAD_DIM + dims[None, :]
         tl.store(out_ptr + out_at, attended.to(out_ptr.dtype.element_ty), mask=in_out)
     else:
-        grid_splits = tl.num_programs(2)
-        place = (seq * KV_HEADS * GROUP + head) * grid_splits + at_split
+        place = piece * KV_HEADS * GROUP + head
         partial_at = place[:, None] * HEAD_DIM + dims[None, :]
         tl.store(partial_ptr + partial_at, attended, mask=in_out)
         tl.store(lse_ptr + place, top + tl.log2(total), mask=group < GROUP)
@@ -350,15 +336,16 @@ def _decode_attention_kernel(
         arrived_ptr = arrivals_ptr + seq * KV_HEADS + kv_head
         if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == splits - 1:
             tl.store(arrived_ptr, 0)
-            for member in tl.static_range(GROUP):
-                own = kv_head * GROUP + member
-                place_of_own = (seq * KV_HEADS * GROUP + own) * grid_splits
-                _merge(
-                    out_ptr + seq * out_stride + own * HEAD_DIM,
-                    partial_ptr + place_of_own * HEAD_DIM,
-                    lse_ptr + place_of_own,
-                    splits,
-                    HEAD_DIM,
-                    DIM_BLOCK,
-                    MAX_SPLITS,
-                )
+            first_place = tl.load(splits_ptr + 4).to(tl.int64) * KV_HEADS * GROUP + kv_head * GROUP
+            _merge(
+                out_ptr + seq * out_stride + kv_head * GROUP * HEAD_DIM,
+                partial_ptr + first_place * HEAD_DIM,
+                lse_ptr + first_place,
+                splits,
+                HEADS=KV_HEADS * GROUP,
+                GROUP=GROUP,
+                MERGE_GROUP=MERGE_GROUP,
+                HEAD_DIM=HEAD_DIM,
+                DIM_BLOCK=DIM_BLOCK,
+                AT_ONCE=MERGED_AT_ONCE,
+            )

@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from pagestream.kernels import (
-    FIXED_SPLITTING,
+    MANY_SEQS,
     Products,
     Splitting,
     decode_attention,
+    fastest_splitting,
+    kv_splits,
     linear,
     prefill_attention,
     query_tiles,
@@ -198,10 +200,12 @@ class Attend:
         self.scale = spec.head_dim**-0.5
         # Beside prefills one splitting serves every batch: each is another kernel to compile, and
         # such a step's time is in its matrix products.
-        self.splitting = FIXED_SPLITTING if inputs.max_prefills else splitting
+        seqs = MANY_SEQS if inputs.max_prefills else len(inputs.rows)
+        self.splitting = splitting or fastest_splitting(seqs, spec.num_kv_heads, spec.head_dim)
         self.slot_mapping = inputs.slot_mapping
         # Made once a step, for all layers.
         self.tiles: Tensor | None = None
+        self.splits: dict[int | None, Tensor] = {}
         self.arrivals = torch.zeros(
             len(inputs.rows) * spec.num_kv_heads, dtype=torch.int32, device=inputs.rows.device
         )
@@ -213,6 +217,10 @@ class Attend:
         """
         inputs, out = self.inputs, torch.empty_like(q)
         if inputs.has_decodes:
+            if window not in self.splits:
+                self.splits[window] = kv_splits(
+                    inputs.rows, inputs.decode_lens, self.splitting, inputs.max_kv_len, window
+                )
             decode_attention(
                 q,
                 cache.k,
@@ -224,6 +232,7 @@ class Attend:
                 window=window,
                 max_kv_len=inputs.max_kv_len,
                 splitting=self.splitting,
+                splits=self.splits[window],
                 arrivals=self.arrivals,
                 out=out,
             )

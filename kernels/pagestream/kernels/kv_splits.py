@@ -1,0 +1,161 @@
+"""How the contexts of a step's sequences are cut in pieces: the work list of decode attention.
+
+A program of decode attention reads one piece of one sequence's keys and values. Pieces of much the
+same length keep the device full to the end, whatever the lengths of the contexts; a list of them,
+made once a step on the device, wastes no program on what a sequence does not have. The module does
+not know what is done with a piece.
+
+Source: the load balancing of Ye et al., "FlashInfer", arXiv:2501.01005, §3.3; here it is the device
+that shares out, since only it knows the lengths when a captured step runs.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._triton import (
+    overlapping_launch,
+    runs_kernel,
+    start_dependents,
+    tl,
+    triton,
+    wait_for_inputs,
+)
+
+ALIGN_TOKENS = 128
+"""A piece has a multiple of so many tokens, as the tiles that are read do; but for the last."""
+
+_SEQS_BLOCK = 1024
+
+
+class Splitting(NamedTuple):
+    """How contexts are cut, and how a piece is read.
+
+    The longest piece is what there is to read in the whole batch divided by `parts`: then there are
+    no more than `parts` pieces beyond one a sequence. With `by_sequence` it is a sequence's own
+    context divided by them, so that its bits depend on nothing else of the batch.
+    """
+
+    min_tokens: int
+    """No context is cut for less."""
+    parts: int
+    by_sequence: bool = False
+    tile: int = 64
+    """Keys read at a time."""
+    warps: int = 4
+    stages: int = 3
+    merged: int = 1024
+    """Elements of a sequence's pieces that are merged at a time: more take more registers."""
+
+    def most(self, seqs: int, max_kv_len: int) -> int:
+        """Pieces that `seqs` sequences of at most `max_kv_len` tokens can have."""
+        each = max(-(-max_kv_len // self.min_tokens), 1)
+        if self.by_sequence:
+            return seqs * min(each, self.parts)
+        return min(seqs * each, seqs + self.parts)
+
+
+def kv_splits_reference(
+    rows: Tensor, kv_lens: Tensor, splitting: Splitting, max_kv_len: int, window: int | None = None
+) -> Tensor:
+    """`kv_splits` in plain torch."""
+    first = torch.zeros_like(kv_lens) if window is None else (kv_lens - window).clamp(min=0)
+    span = kv_lens - first
+    shared = span if splitting.by_sequence else span.sum()
+    least = (-(-shared // splitting.parts)).clamp(min=splitting.min_tokens)
+    splits = -(-span // least)
+    tokens = -(-span // (splits.clamp(min=1) * ALIGN_TOKENS)) * ALIGN_TOKENS
+    splits = -(-span // tokens.clamp(min=1))
+    place = splits.cumsum(0) - splits
+    items = torch.zeros(
+        splitting.most(len(rows), max_kv_len), 6, dtype=torch.int32, device=rows.device
+    )
+    seq = torch.repeat_interleave(splits)
+    begin = first[seq] + (torch.arange(len(seq), device=rows.device) - place[seq]) * tokens[seq]
+    end = torch.minimum(begin + tokens[seq], kv_lens[seq])
+    fields = (seq, rows[seq], begin, end, place[seq], splits[seq])
+    items[: len(seq)] = torch.stack([field.int() for field in fields], dim=1)
+    return items
+
+
+def kv_splits(
+    rows: Tensor, kv_lens: Tensor, splitting: Splitting, max_kv_len: int, window: int | None = None
+) -> Tensor:
+    """Cut every sequence's context in pieces of even length.
+
+    Shapes: rows [seqs] int32, kv_lens [seqs] int32 (0: nothing to read) -> [pieces, 6] int32, a
+    piece each: its sequence, that one's row, the first key and the one behind the last, the first
+    piece of the sequence, and how many it has. There is room for the most that can be, and those
+    left over have 0 as the last number. With a window only what the newest token sees is cut.
+    """
+    if not runs_kernel(kv_lens):
+        return kv_splits_reference(rows, kv_lens, splitting, max_kv_len, window)
+    seqs, count = len(rows), splitting.most(len(rows), max_kv_len)
+    items = torch.empty((count, 6), dtype=torch.int32, device=rows.device)
+    if count:
+        _kv_splits_kernel[(1,)](
+            items,
+            rows,
+            kv_lens,
+            seqs,
+            count,
+            splitting.min_tokens,
+            splitting.parts,
+            BY_SEQUENCE=splitting.by_sequence,
+            WINDOW=window,
+            ALIGN=ALIGN_TOKENS,
+            SEQS_BLOCK=max(_SEQS_BLOCK, triton.next_power_of_2(seqs)),
+            **overlapping_launch(seqs),
+        )
+    return items
+
+
+@triton.jit(
+    do_not_specialize=["seqs", "count", "min_tokens", "parts"],
+    do_not_specialize_on_alignment=["rows_ptr", "kv_lens_ptr"],
+)
+def _kv_splits_kernel(
+    items_ptr,  # [count, 6]
+    rows_ptr,  # [seqs]
+    kv_lens_ptr,  # [seqs]
+    seqs,
+    count,
+    min_tokens,
+    parts,
+    BY_SEQUENCE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    ALIGN: tl.constexpr,
+    SEQS_BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One program for all."""
+    start_dependents(PDL)
+    wait_for_inputs(PDL)
+    seq = tl.arange(0, SEQS_BLOCK)
+    row = tl.load(rows_ptr + seq, mask=seq < seqs, other=0)
+    kv_len = tl.load(kv_lens_ptr + seq, mask=seq < seqs, other=0)
+    first = tl.zeros_like(kv_len)
+    if WINDOW is not None:
+        first = tl.maximum(kv_len - WINDOW, 0)
+    span = kv_len - first
+    shared = span
+    if not BY_SEQUENCE:
+        shared = tl.zeros_like(span) + tl.sum(span, axis=0)
+    least = tl.maximum(tl.cdiv(shared, parts), min_tokens)
+    splits = tl.cdiv(span, least)
+    tokens = tl.cdiv(span, tl.maximum(splits, 1) * ALIGN) * ALIGN
+    splits = tl.cdiv(span, tl.maximum(tokens, 1))
+    place = tl.cumsum(splits, axis=0) - splits
+    for split in range(0, tl.max(splits, axis=0)):
+        inside = split < splits
+        begin = first + split * tokens
+        item_ptr = items_ptr + (place + split) * 6
+        tl.store(item_ptr, seq, mask=inside)
+        tl.store(item_ptr + 1, row, mask=inside)
+        tl.store(item_ptr + 2, begin, mask=inside)
+        tl.store(item_ptr + 3, tl.minimum(begin + tokens, kv_len), mask=inside)
+        tl.store(item_ptr + 4, place, mask=inside)
+        tl.store(item_ptr + 5, splits, mask=inside)
+    for at in range(tl.sum(splits, axis=0), count, SEQS_BLOCK):
+        tl.store(items_ptr + (at + seq) * 6 + 5, 0, mask=at + seq < count)

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from pagestream.kernels import Splitting, kv_splits
+from pagestream.kernels.kv_splits import ALIGN_TOKENS
+
+LENGTHS = ([1], [0, 5, 0], [2100, 385, 256, 100, 1], [4096] * 3, [128, 32_000], [7] * 1030, [])
+SPLITTINGS = (Splitting(128, 33), Splitting(1024, 4), Splitting(512, 16, by_sequence=True))
+
+on_both_paths = pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cpu", id="interpreter", marks=pytest.mark.interpreter),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ],
+)
+
+
+def cut(lengths, splitting, device, window=None, longer=0):
+    """The pieces of each sequence, as (begin, end)."""
+    kv_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
+    rows = torch.arange(len(lengths), dtype=torch.int32, device=device) + 10
+    items = kv_splits(rows, kv_lens, splitting, max([*lengths, 1]) + longer, window).tolist()
+    used = [item for item in items if item[5]]
+    assert items[: len(used)] == used, "what is left over is behind"
+    pieces = [[] for _ in lengths]
+    for place, (seq, row, begin, end, first, splits) in enumerate(used):
+        assert row == seq + 10
+        assert place == first + len(pieces[seq]), "a sequence's pieces are neighbours, in order"
+        pieces[seq].append((begin, end))
+        assert len(pieces[seq]) <= splits
+    for seq, own in enumerate(pieces):
+        assert len(own) == next((item[5] for item in used if item[0] == seq), 0)
+    return pieces
+
+
+@on_both_paths
+@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize("splitting", SPLITTINGS)
+def test_pieces_are_the_context(device, splitting, window):
+    for lengths in LENGTHS:
+        for longer in (0, 5_000):
+            pieces = cut(lengths, splitting, device, window, longer)
+            for length, own in zip(lengths, pieces, strict=True):
+                first = max(length - window, 0) if window else 0
+                assert [begin for begin, _ in own] == [first, *[end for _, end in own]][: len(own)]
+                assert not own or own[-1][1] == length
+                assert bool(own) == bool(length)
+
+
+@on_both_paths
+def test_a_batch_is_shared_out_evenly(device):
+    pieces = cut([30_000, 2_000, 1_000, 500], Splitting(128, 33), device)
+    longest = -(-33_500 // 33)
+    for begin, end in (piece for own in pieces for piece in own):
+        assert end - begin <= longest + ALIGN_TOKENS
+    assert [len(own) for own in pieces] == [30, 2, 1, 1]
+
+
+@on_both_paths
+def test_what_is_fixed_depends_on_the_sequence_alone(device):
+    splitting = Splitting(512, 16, by_sequence=True)
+    together = cut([1025, 9_000, 3, 512], splitting, device)
+    for length, own in zip([1025, 9_000, 3, 512], together, strict=True):
+        assert cut([length], splitting, device)[0] == own
+    assert [len(own) for own in together] == [3, 15, 1, 1]
