@@ -17,7 +17,7 @@ from pagestream.worker.chaos.run import FAULTS, choose, run
 from pagestream.worker.chaos.stage import Options
 from pagestream.worker.chaos.table import Report, show
 
-MAX_S = 240.0
+MAX_S = 210.0
 """No fault begins later in a test: the suite ends within 20 minutes on a busy machine, too."""
 
 RECITING = (sys.executable, str(Path(__file__).with_name("reciting_worker.py")))
@@ -68,6 +68,12 @@ async def test_hundreds_of_faults() -> None:
 @pytest.mark.timeout(600)
 async def test_two_workers_swap_again_and_again() -> None:
     await break_things(["worker killed"], 40, seed=5, workers=2, worker_command=RECITING)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_poison_is_found_again_and_again() -> None:
+    await break_things(["poison job"], 6, seed=8, worker_command=RECITING)
 
 
 @pytest.mark.slow

@@ -58,12 +58,18 @@ def test_two_ends_are_one_too_many() -> None:
 
 
 def test_a_cancelled_job_may_be_short_but_not_wrong() -> None:
-    assert check(ANSWER, [tokens(0, 10), end("cancelled")], cancelled=True).clean
-    assert check(ANSWER, WHOLE, cancelled=True).clean
-    assert not check(ANSWER, [tokens(0, 99), end("cancelled")], cancelled=True).clean
-    assert not check(ANSWER, [tokens(0, 10, text="x"), end("cancelled")], cancelled=True).clean
-    assert not check(ANSWER, [tokens(1, 11), end("cancelled")], cancelled=True).clean
+    assert check(ANSWER, [tokens(0, 10), end("cancelled")], early="cancelled").clean
+    assert check(ANSWER, WHOLE, early="cancelled").clean
+    assert not check(ANSWER, [tokens(0, 99), end("cancelled")], early="cancelled").clean
+    assert not check(ANSWER, [tokens(0, 10, text="x"), end("cancelled")], early="cancelled").clean
+    assert not check(ANSWER, [tokens(1, 11), end("cancelled")], early="cancelled").clean
     assert not check(ANSWER, [tokens(0, 10), end("cancelled")]).clean
+
+
+def test_a_condemned_job_ends_as_condemned_only() -> None:
+    assert check(ANSWER, [tokens(0, 10), end("error")], early="error").clean
+    assert not check(ANSWER, [tokens(0, 10), end("error")]).clean
+    assert not check(ANSWER, [tokens(0, 10), end("cancelled")], early="error").clean
 
 
 def test_the_known_answers_vary() -> None:

@@ -6,7 +6,7 @@ This module knows no connection, no processes and no faults.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pagestream.producer.protocol import Entry
+from pagestream.producer.protocol import Entry, FinishReason
 
 from .answers import Answer
 
@@ -39,13 +39,13 @@ class Tally:
         return not (self.lost or self.repeated or self.wrong) and self.terminals == self.jobs
 
 
-def check(answer: Answer, entries: Iterable[Entry], *, cancelled: bool = False) -> Tally:
+def check(answer: Answer, entries: Iterable[Entry], *, early: FinishReason | None = None) -> Tally:
     """Compare a reply, read from its beginning, with the answer.
 
     Args:
         answer: what it must be.
         entries: the reply's entries in order.
-        cancelled: the job was cancelled: it may end early, but nothing may be wrong until then.
+        early: it may end early for this reason, but nothing may be wrong until then.
     """
     tally = Tally(jobs=1)
     text, ends = "", list[Entry]()
@@ -58,7 +58,7 @@ def check(answer: Answer, entries: Iterable[Entry], *, cancelled: bool = False) 
             text += entry.text
             upto = _count(tally, answer, entry, upto)
     tally.terminals = len(ends)
-    stopped_early = cancelled and bool(ends) and ends[-1].reason == "cancelled"
+    stopped_early = early is not None and bool(ends) and ends[-1].reason == early
     if stopped_early:
         tally.wrong += not answer.text.startswith(text.rstrip(REPLACEMENT))
     else:

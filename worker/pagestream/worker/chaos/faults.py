@@ -25,8 +25,8 @@ IN_FLIGHT_S = 0.05
 """What had been sent when a fault struck has arrived after so long."""
 
 
-class Stuck(Exception):
-    """A stream did not go on after a fault."""
+class Broken(Exception):
+    """A fault led to what must not be; the message says what."""
 
 
 class Fault(NamedTuple):
@@ -72,7 +72,7 @@ async def _all_go_on(stage: Stage, waits: list[Wait]) -> None:
         names = ", ".join(f"{job.id} at token {job.tokens}" for job in held)
         for job in held:
             job.waits.clear()
-        raise Stuck(f"after {patience_s:.0f} s these have not gone on: {names}\n{stage.logs()}")
+        raise Broken(f"after {patience_s:.0f} s these have not gone on: {names}\n{stage.logs()}")
 
 
 async def _busy_worker(stage: Stage, random: Random) -> tuple[Worker, list[LoadJob]] | None:

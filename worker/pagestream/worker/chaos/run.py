@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
-from pagestream.producer.errors import InvalidRequest, JobCancelled
-from pagestream.producer.protocol import Entry, decode_entry
+from pagestream.producer.errors import InvalidRequest
 
 from . import client_faults, faults
-from .checker import check
-from .faults import Fault, Stuck
-from .load import LoadJob
+from .audit import audit, left_over
+from .faults import Broken, Fault
+from .poison import poison
 from .stage import Options, Stage
 from .table import Report, Row
 
@@ -25,6 +24,7 @@ FAULTS = (
     Fault("engine killed", faults.kill_engine),
     Fault("worker paused", faults.pause_worker),
     Fault("clock skewed", faults.skew_clock),
+    Fault("poison job", poison),
     Fault("producer killed", client_faults.kill_producer),
     Fault("reader killed", client_faults.kill_reader),
     Fault("overload", client_faults.overload),
@@ -117,8 +117,8 @@ async def run(
             await asyncio.sleep(random.uniform(0, PAUSE_S))
         await stage.load.stop(2 * options.patience_s)
         forgets = any(options.fsync in fault.forgets for fault in chosen)
-        total = await _audit(stage, rows, problems, forgets=forgets)
-        problems += await _left_over(stage)
+        total = await audit(stage, rows, problems, forgets=forgets)
+        problems += await left_over(stage)
         return Report(options.seed, list(rows.values()), total, problems, _notes(stage))
 
 
@@ -138,8 +138,8 @@ async def _inject(
         for _ in range(TRIES):
             if counts := await fault.inject(stage, row, random):
                 break
-    except Stuck as stuck:
-        problems.append(f"{fault.name}: {stuck}")
+    except Broken as broken:
+        problems.append(f"{fault.name}: {broken}")
         counts = True
     if counts:
         row.times += 1
@@ -147,55 +147,6 @@ async def _inject(
         for job in there.values():
             job.faults.add(fault.name)
     say(f"{fault.name}{'' if counts else ' (met nothing)'}: {time.monotonic() - began_s:.1f} s")
-
-
-async def _audit(stage: Stage, rows: dict[str, Row], problems: list[str], *, forgets: bool) -> Row:
-    """Compare what readers got and what Redis holds with the answers, for every accepted job."""
-    total = Row("all jobs")
-    for job in stage.load.jobs.values():
-        if job.accepted_s is None:
-            continue
-        tally = check(job.answer, job.entries, cancelled=job.may_be_cancelled)
-        stored = await _stored(stage, job)
-        if job.is_deleted:
-            continue  # nobody can say what was in it
-        if stored is not None:
-            again = check(job.answer, stored, cancelled=job.may_be_cancelled)
-            tally.lost += again.lost
-            tally.repeated += again.repeated
-            tally.wrong += again.wrong
-            tally.terminals = again.terminals
-        elif not forgets and not job.id.endswith("-watched"):
-            problems.append(f"{job.id} is gone from Redis")
-        if job.forgotten and not forgets:
-            problems.append(f"{job.id} was accepted, and forgotten {job.forgotten} times")
-        if job.error is not None and not (
-            job.may_be_cancelled and isinstance(job.error, JobCancelled)
-        ):
-            problems.append(f"{job.id} ended in an error: {job.error}")
-        total.tally.add(tally)
-        if not tally.clean:
-            problems.append(f"{job.id} ({', '.join(sorted(job.faults)) or 'no fault'}): {tally}")
-        for name in job.faults:
-            rows[name].tally.add(tally)
-    total.times = sum(row.times for row in rows.values())
-    total.recoveries_s = [wait for row in rows.values() for wait in row.recoveries_s]
-    return total
-
-
-async def _stored(stage: Stage, job: LoadJob) -> list[Entry] | None:
-    raw = await stage.redis.xrange(stage.keys.out(job.id))
-    return [decode_entry(entry_id, fields) for entry_id, fields in raw] or None
-
-
-async def _left_over(stage: Stage) -> list[str]:
-    """Whatever says that somebody believes a job to be unfinished."""
-    found: list[str] = []
-    for pattern in ("jobs:*", "running:*"):
-        async for key in stage.redis.scan_iter(match=f"{stage.keys.prefix}{pattern}", count=1000):
-            name = key.decode()
-            found.append(f"{name.removeprefix(stage.keys.prefix)} is left over")
-    return found
 
 
 def _notes(stage: Stage) -> list[str]:

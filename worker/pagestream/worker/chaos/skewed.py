@@ -4,9 +4,10 @@ python -m pagestream.worker.chaos.skewed SECONDS -m pagestream.producer.cli work
 python -m pagestream.worker.chaos.skewed SECONDS script.py …
 """
 
-import runpy
 import sys
 import time
+
+from .programs import run_program
 
 
 def skew(seconds: int) -> None:
@@ -18,9 +19,4 @@ def skew(seconds: int) -> None:
 
 if __name__ == "__main__":
     skew(int(sys.argv[1]))
-    del sys.argv[:2]
-    if sys.argv[0] == "-m":
-        del sys.argv[0]
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    run_program(sys.argv[2:])

@@ -53,6 +53,10 @@ class Options:
     """How long a stream may stand still after a fault before it counts as stuck."""
     worker_command: Sequence[str] = WORKER
     """Python, a script or `-m` and a module, and their first words."""
+    inside: Sequence[str] = ()
+    """A program, with its first words, that alters a worker's process and runs it within itself."""
+    max_crashes: int = 100
+    """Many: a job may well be there when three are killed in ten seconds; it is no poison."""
 
 
 @dataclass
@@ -193,6 +197,7 @@ class Stage:
         name = f"worker-{self._starts}"
         proxy = await self._proxy()
         command = [*self.options.worker_command]
+        command[1:1] = self.options.inside
         if skew_s:
             command[1:1] = ["-m", "pagestream.worker.chaos.skewed", str(skew_s)]
         flags = {
@@ -203,8 +208,7 @@ class Stage:
             "heartbeat-ttl": str(self.options.heartbeat_ttl_s),
             "max-num-seqs": str(MAX_RUNNING),
             "num-blocks": "1200",
-            # A job may well be there when three are killed in ten seconds; it is no poison.
-            "max-crashes": "100",
+            "max-crashes": str(self.options.max_crashes),
         }
         words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
         process = Process([*command, *words], self.folder / f"{name}.log")
