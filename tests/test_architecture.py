@@ -54,7 +54,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pagestream.worker.errors": SHARED,
     "pagestream.worker.messages": (),
     "pagestream.worker.health": SHARED,
-    "pagestream.worker.process": SHARED,
+    "pagestream.worker.frames": SHARED,
+    "pagestream.worker.process": (*SHARED, "pagestream.worker.frames"),
     "pagestream.worker.queue": (
         *SHARED,
         "pagestream.worker.queue",

@@ -1,7 +1,9 @@
 """The whole queue process against a real server, with the stub engine in a real child process."""
 
+import os
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from pagestream.producer.admin import Admin
 from pagestream.producer.keys import Keys
 from pagestream.producer.lua import Script
 from pagestream.producer.protocol import ModelInfo
+from pagestream.worker.chaos.processes import engine_pid
 from pagestream.worker.messages import Sampling
 from pagestream.worker.queue.lease import Lease
 from pagestream.worker.queue.tokenizer import Tokenizer
@@ -42,9 +45,12 @@ class Jobs:
         self.wanted: dict[str, tuple[list[int], str]] = {}
         self.eos = tokenizer._backend.token_to_id(EOS)
 
-    def ids_job(self, job_id: str, tokens: int, stop: tuple[str, ...] = ()) -> None:
+    def ids_job(
+        self, job_id: str, tokens: int, stop: tuple[str, ...] = (), prompt_tokens: int | None = None
+    ) -> None:
         """A job that runs its whole length, unless a stop string ends it."""
-        prompt_ids = [self.rng.randrange(256) for _ in range(self.rng.randrange(1, 30))]
+        length = prompt_tokens or self.rng.randrange(1, 30)
+        prompt_ids = [self.rng.randrange(256) for _ in range(length)]
         sampling = {"max_tokens": tokens, "ignore_eos": True, "stop": stop}
         self.client.submit(job_id, prompt_ids=prompt_ids, sampling=sampling)
         self.wanted[job_id] = expected_reply(
@@ -303,6 +309,21 @@ def test_a_wedged_engine_is_killed(
     stall.touch()
     client.wait_for("j", lambda _: not stall.exists() or _killed(client, stall))
     jobs.check()
+
+
+def test_an_engine_that_does_not_read_is_wedged(start: Callable[..., Worker], jobs: Jobs) -> None:
+    """Its socket is full of prompts: the worker beats on, and then kills it as any other."""
+    large = replace(SLOW, max_model_tokens=10**6, num_blocks=10**5)
+    start(large, flags={"step_stall": 3.0})
+    jobs.ids_job("j", tokens=200)
+    jobs.client.wait_tokens("j", 5)
+    engine = engine_pid(os.getpid())
+    assert engine is not None
+    os.kill(engine, signal.SIGSTOP)
+    for index in range(6):
+        jobs.ids_job(f"large{index}", tokens=5, prompt_tokens=100_000)
+    jobs.check()
+    assert jobs.client.redis.hget(jobs.client.keys.job("j"), "crashes") == b"1"
 
 
 def test_an_engine_that_no_kill_ends_is_given_up(

@@ -15,8 +15,9 @@ import msgspec
 import pytest
 from stub_engine import StubOptions, build_stub, expected_ids
 
+from pagestream.worker.frames import frames
 from pagestream.worker.messages import Abort, Add, Drain, Fatal, Ready, Sampling, Step
-from pagestream.worker.process import EXIT_CONFIG, EXIT_FATAL, Died, EngineProcess, _frames
+from pagestream.worker.process import EXIT_CONFIG, EXIT_FATAL, Died, EngineProcess
 
 TIMEOUT_S = 20.0
 
@@ -195,6 +196,33 @@ def test_the_child_ignores_the_signals_of_its_group(parents: list[Parent]) -> No
     assert len(parent.tokens(1)["a"]) == 5
 
 
+def test_an_engine_that_does_not_read_holds_nobody_up(parents: list[Parent]) -> None:
+    """Stopped, as one in a call that keeps the interpreter's lock: its socket fills."""
+    parent = start(parents)
+    parent.next()
+    assert parent.engine.pid
+    os.kill(parent.engine.pid, signal.SIGSTOP)
+    sending = threading.Thread(
+        target=lambda: [
+            parent.engine.send(add("x" * (index + 1), output_ids=[1] * 100_000, tokens=100_005))
+            for index in range(20)
+        ],
+        daemon=True,
+    )
+    sending.start()
+    sending.join(TIMEOUT_S)
+    assert not sending.is_alive(), "send waits for the engine"
+    os.kill(parent.engine.pid, signal.SIGCONT)
+    assert list(parent.tokens(20)) == ["x" * (index + 1) for index in range(20)]
+    os.kill(parent.engine.pid, signal.SIGSTOP)
+    for index in range(20):
+        parent.engine.send(add("y" * (index + 1), output_ids=[1] * 100_000))
+    parent.engine.kill()
+    assert parent.until_died()[1].exit_code == -signal.SIGKILL
+    parent.engine.stop()
+    assert "sender" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_a_parent_that_does_not_read_stops_the_engine(parents: list[Parent]) -> None:
     # Steps of 64 requests and 64 tokens each are large frames: socket and outbox fill at once.
     parent = start(parents, StubOptions(max_model_tokens=10**6, run_ahead_tokens=64))
@@ -235,7 +263,7 @@ def test_frames_are_cut_anywhere_and_a_partial_last_one_is_dropped() -> None:
     writer = threading.Thread(target=write)
     writer.start()
     with ours:
-        assert list(_frames(ours)) == bodies
+        assert list(frames(ours)) == bodies
     writer.join()
 
 

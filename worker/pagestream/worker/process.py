@@ -1,9 +1,10 @@
 """The engine in a process of its own, on a socketpair.
 
 The parent never waits for the engine and the engine never waits for the parent, up to a bound: what
-the socket does not take at once goes through a small thread with a bounded outbox, so a parent that
-stops reading stops the engine. The child ends when the socket does, whatever ended the parent. This
-module knows no Redis and no torch; the frames are those of `messages`.
+the socket does not take at once goes through a small thread. The engine's outbox is bounded, so a
+parent that stops reading stops it; the parent's holds no more than the requests it has. The child
+ends when the socket does, whatever ended the parent. This module knows no Redis and no torch; the
+frames are those of `messages`.
 """
 
 import ctypes
@@ -13,7 +14,6 @@ import os
 import queue
 import signal
 import socket
-import struct
 import sys
 import threading
 import traceback
@@ -27,6 +27,7 @@ import msgspec
 from pagestream.producer.errors import PagestreamError
 
 from .errors import OutOfMemory
+from .frames import Outbox, frames
 from .messages import Abort, Add, Fatal, FromEngine, Load, Look, Output, Ready, Step, ToEngine, View
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,6 @@ EXIT_FATAL = 70
 EXIT_CONFIG = 78
 """Exit status of one that was asked for what cannot work: its `Fatal` says what, in a sentence."""
 
-_LENGTH = struct.Struct(">I")
-_READ_BYTES = 1 << 18
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -97,8 +96,8 @@ class EngineProcess:
         """`build` is called in the child, so it must be picklable."""
         self._build = build
         self._post = post
-        self._encoder = msgspec.msgpack.Encoder()
         self._socket: socket.socket | None = None
+        self._outbox: Outbox | None = None
         self._process: BaseProcess | None = None
         self._reader: threading.Thread | None = None
 
@@ -123,18 +122,19 @@ class EngineProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._socket, self._process = ours, process
+        self._outbox = Outbox(ours)
         self._reader = threading.Thread(
             target=self._read, args=(ours, process), name="engine-reader", daemon=True
         )
         self._reader.start()
 
     def send(self, message: ToEngine) -> None:
-        """Send a message. A dead engine is not an error here: `Died` has been or will be posted."""
-        assert self._socket is not None, "start() the engine process first"
-        try:
-            self._socket.sendall(_frame(self._encoder.encode(message)))
-        except OSError as error:
-            logger.debug("the engine process takes no messages: %s", error)
+        """Send a message, without waiting for an engine that does not read. For one thread.
+
+        A dead engine is not an error here: `Died` has been or will be posted.
+        """
+        assert self._outbox is not None, "start() the engine process first"
+        self._outbox.put(message)
 
     def kill(self) -> None:
         """SIGKILL: for an engine that does not answer."""
@@ -148,8 +148,10 @@ class EngineProcess:
         """
         if self._socket is None or self._process is None or self._reader is None:
             return
-        # Wakes our reader and ends the child's; close() alone would do neither.
+        assert self._outbox is not None, "it is made with the socket"
+        # Wakes our threads and ends the child's; close() alone would do neither.
         self._shutdown(self._socket)
+        self._outbox.close()
         self._process.join(timeout_s)
         if self._process.exitcode is None:
             self._process.kill()
@@ -159,7 +161,7 @@ class EngineProcess:
         self._socket.close()
         if self._process.exitcode is not None:
             self._process.close()
-        self._socket = self._process = self._reader = None
+        self._socket = self._outbox = self._process = self._reader = None
 
     @staticmethod
     def _shutdown(end: socket.socket) -> None:
@@ -169,39 +171,13 @@ class EngineProcess:
     def _read(self, end: socket.socket, process: BaseProcess) -> None:
         decoder = msgspec.msgpack.Decoder(FromEngine)
         fatal = Fatal("")
-        for body in _frames(end):
+        for body in frames(end):
             event = decoder.decode(body)
             if isinstance(event, Fatal):
                 fatal = event
             self._post(event, len(body))
         process.join()
         self._post(Died(process.exitcode or 0, fatal.message, fatal.request_id), 0)
-
-
-def _frame(body: bytes) -> bytes:
-    return _LENGTH.pack(len(body)) + body
-
-
-def _frames(end: socket.socket) -> Iterator[bytes]:
-    """Whole frames until the end of the stream; a last partial frame is dropped."""
-    buffer = bytearray()
-    while True:
-        try:
-            data = end.recv(_READ_BYTES)
-        except OSError:
-            return
-        if not data:
-            return
-        buffer += data
-        start = 0
-        while len(buffer) - start >= _LENGTH.size:
-            (size,) = _LENGTH.unpack_from(buffer, start)
-            stop = start + _LENGTH.size + size
-            if len(buffer) < stop:
-                break
-            yield bytes(memoryview(buffer)[start + _LENGTH.size : stop])
-            start = stop
-        del buffer[:start]
 
 
 # The child's side.
@@ -214,7 +190,7 @@ def _child(end: socket.socket, build: Callable[[], EngineLike], parent_pid: int)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     _die_with_parent(parent_pid)
     incoming: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
-    outbox = _Outbox(end)
+    outbox = Outbox(end, limit_frames=OUTBOX_STEPS)
     threading.Thread(target=_receive, args=(end, incoming), name="receiver", daemon=True).start()
     try:
         _serve(build(), incoming, outbox)
@@ -240,7 +216,7 @@ def _print_traceback() -> str:
     return text
 
 
-def _serve(engine: EngineLike, incoming: queue.SimpleQueue[ToEngine], outbox: "_Outbox") -> None:
+def _serve(engine: EngineLike, incoming: queue.SimpleQueue[ToEngine], outbox: Outbox) -> None:
     """Take messages and run steps until told to drain and nothing runs."""
     ready = engine.ready()
     outbox.put(ready)
@@ -280,50 +256,9 @@ def _waiting(incoming: queue.SimpleQueue[ToEngine], *, block: bool) -> Iterator[
 
 def _receive(end: socket.socket, incoming: queue.SimpleQueue[ToEngine]) -> None:
     decoder = msgspec.msgpack.Decoder(ToEngine)
-    for body in _frames(end):
+    for body in frames(end):
         incoming.put(decoder.decode(body))
     os._exit(0)  # the parent is gone, or has closed its end
-
-
-class _Outbox:
-    """The child's way to send: at once where the socket has room, behind what waits otherwise.
-
-    A thread of its own would have to wait for the interpreter's lock, which the engine holds while
-    it launches the next step: tokens would lie until then.
-    """
-
-    def __init__(self, end: socket.socket) -> None:
-        self._end = end
-        self._encoder = msgspec.msgpack.Encoder()
-        self._waiting: queue.Queue[bytes] = queue.Queue(OUTBOX_STEPS)
-        threading.Thread(target=self._send_waiting, name="sender", daemon=True).start()
-
-    def put(self, message: FromEngine) -> None:
-        """Send a message; blocks while too many wait. For one thread."""
-        frame = _frame(self._encoder.encode(message))
-        sent = 0
-        if not self._waiting.unfinished_tasks:
-            try:
-                sent = self._end.send(frame, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                pass
-            except OSError:
-                os._exit(0)  # the parent is gone
-        if sent < len(frame):
-            self._waiting.put(frame[sent:])
-
-    def join(self) -> None:
-        """Wait until everything has been sent."""
-        self._waiting.join()
-
-    def _send_waiting(self) -> None:
-        while True:
-            rest = self._waiting.get()
-            try:
-                self._end.sendall(rest)
-            except OSError:
-                os._exit(0)  # the parent is gone
-            self._waiting.task_done()
 
 
 def _die_with_parent(parent_pid: int) -> None:
