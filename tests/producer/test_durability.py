@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 import redis
+from loopback import free_port
 
 from pagestream.producer import AsyncClient, InvalidRequest, JobLost, NotDurable, QueueUnavailable
 from pagestream.producer.durability import check_fsync_always, check_on_disk, has_barrier
@@ -51,6 +53,68 @@ def test_a_job_that_no_disk_has_is_not_accepted(own_server):
     server = own_server("--appendfsync", "no")
     with pytest.raises(QueueUnavailable, match="under the same id"):
         submit(server.url, "q", durability="strict", timeout_ms=400)
+
+
+def test_a_submit_waits_for_a_replicas_disk_too(own_server):
+    port = str(free_port())
+    master = own_server(*listening(port))
+    replicas = [own_server("--appendonly", append) for append in ("yes", "no")]
+    with contextlib.ExitStack() as open_clients:
+        with_file, without = (
+            open_clients.enter_context(redis.Redis.from_url(replica.url)) for replica in replicas
+        )
+        with pytest.raises(NotDurable, match="nothing was accepted: sync_replicas=1, and 0 repl"):
+            submit(master.url, "q", durability="strict", sync_replicas=1)
+        follow(with_file, port)
+        submit(master.url, "q", 3, durability="strict", sync_replicas=1)
+        assert with_file.exists("{ps:q}:job:j0", "{ps:q}:job:j1", "{ps:q}:job:j2") == 3
+        follow(without, port)  # connected, and no disk
+        with pytest.raises(NotDurable, match="1 of sync_replicas=2 replicas have it on disk"):
+            submit(master.url, "r", durability="strict", sync_replicas=2, timeout_ms=4000)
+        assert not submit(master.url, "s", durability="strict").attached
+        with_file.replicaof("no", "one")
+        with pytest.raises(NotDurable, match="0 of sync_replicas=1 replicas have it on disk"):
+            submit(master.url, "t", durability="strict", sync_replicas=1, timeout_ms=400)
+
+
+def listening(port):
+    return "--port", port, "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"
+
+
+def follow(replica, port):
+    """Make it a replica, and wait until it has everything, in its file too."""
+    replica.replicaof("127.0.0.1", port)
+    deadline_s = time.monotonic() + 20
+    while True:
+        info = replica.info()
+        busy = info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]
+        if info["master_link_status"] == "up" and not busy:
+            return
+        assert time.monotonic() < deadline_s, "the replica does not follow"
+        time.sleep(0.02)
+
+
+def test_a_replica_that_goes_later_is_missed(own_server):
+    port = str(free_port())
+    master = own_server(*listening(port))
+    replica = own_server()
+
+    async def run():
+        async with AsyncClient(
+            master.url, queue="q", durability="strict", sync_replicas=1, timeout_ms=4000
+        ) as client:
+            assert not (await client.submit("hi", id="j0")).attached
+            replica.kill()
+            with pytest.raises(NotDurable, match=r"accepted, but 0 of sync_replicas=1 .* same id"):
+                await client.submit("hi", id="j1")
+            replica.start()
+            with contextlib.closing(redis.Redis.from_url(replica.url)) as admin:
+                follow(admin, port)
+            assert (await client.submit("hi", id="j1")).attached
+
+    with contextlib.closing(redis.Redis.from_url(replica.url)) as admin:
+        follow(admin, port)
+    asyncio.run(run())
 
 
 def test_an_attached_job_is_on_disk_too(own_server):
@@ -129,6 +193,18 @@ def test_a_disk_that_is_too_slow_is_no_acceptance():
     with pytest.raises(QueueUnavailable, match="same id"):
         check_on_disk([0, 0])
     check_on_disk([1, 0])
+
+
+def test_an_old_server_knows_nothing_of_its_replicas():
+    server = OldServer(appendonly="yes", appendfsync="always")
+    with pytest.raises(NotDurable, match="unknown command 'WAITAOF'"):
+        asyncio.run(has_barrier(server, sync_replicas=1))
+
+
+@pytest.mark.parametrize("options", [{"sync_replicas": 1}, {"sync_replicas": -1}])
+def test_replicas_are_for_the_strict(options):
+    with pytest.raises(InvalidRequest, match=f"sync_replicas={options['sync_replicas']} needs"):
+        AsyncClient("redis://x", queue="q", **options)
 
 
 def test_the_word_is_checked():

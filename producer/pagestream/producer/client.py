@@ -48,6 +48,7 @@ class AsyncClient:
         timeout_ms: int = TIMEOUT_MS,
         reconnect_ms: int = RECONNECT_MS,
         durability: Durability = "server",
+        sync_replicas: int = 0,
     ) -> None:
         """Prepare a client of one queue.
 
@@ -62,12 +63,17 @@ class AsyncClient:
             reconnect_ms: how long open token streams sit out an outage.
             durability: what accepted means. `server`: as durable as the server's settings make it;
                 `strict`: on the server's disk, or `NotDurable` where it cannot say so.
+            sync_replicas: with `strict`, on the disks of so many replicas as well.
 
         Raises:
             InvalidRequest: no queue is named, or a name or the URL has characters it may not have.
         """
         if durability not in ("server", "strict"):
             raise InvalidRequest(f"durability={durability!r} is neither 'server' nor 'strict'")
+        if sync_replicas < 0 or (sync_replicas and durability != "strict"):
+            raise InvalidRequest(
+                f"sync_replicas={sync_replicas} needs to be 0 or more, and durability='strict'"
+            )
         name = queue or model
         if name is None:
             raise InvalidRequest("name the model, or the queue: AsyncClient(url, model='…')")
@@ -84,6 +90,7 @@ class AsyncClient:
             timeout_ms=timeout_ms,
             reconnect_ms=reconnect_ms,
             strict=durability == "strict",
+            sync_replicas=sync_replicas,
         )
 
     async def submit(self, prompt: str | None = None, **options: Unpack[SubmitOptions]) -> AsyncJob:

@@ -1,4 +1,4 @@
-"""Whether a server keeps what it acknowledged through a power loss.
+"""Whether a server keeps what it acknowledged through a power loss, and its replicas with it.
 
 `WAITAOF` (Redis and Valkey from 7.2 on) says so of every write before it, whatever the server's
 fsync policy; an older server has to run with `appendfsync always`. This module knows a server's
@@ -17,18 +17,24 @@ _NEEDS = (
 )
 
 
-async def has_barrier(redis: Any) -> bool:
+async def has_barrier(redis: Any, sync_replicas: int = 0) -> bool:
     """Return True if the server has `WAITAOF`, False if it syncs before every answer.
 
     Raises:
-        NotDurable: neither.
+        NotDurable: neither; or fewer replicas than asked for are connected to it.
     """
     try:
-        await redis.execute_command("WAITAOF", 1, 0, 1)
-        return True
+        _, connected = await redis.execute_command("WAITAOF", 1, sync_replicas, 1)
     except ResponseError as error:
-        if "unknown command" not in str(error):
+        if "unknown command" not in str(error) or sync_replicas:
             raise NotDurable(f"{_NEEDS}; this one says: {error}") from error
+    else:
+        if connected < sync_replicas:
+            raise NotDurable(
+                f"nothing was accepted: sync_replicas={sync_replicas}, and {connected} replicas "
+                "are connected; start more, or ask for fewer"
+            )
+        return True
     try:
         settings = await redis.config_get("append*")
     except ResponseError as error:
@@ -48,11 +54,12 @@ def check_fsync_always(settings: dict[str, str]) -> None:
         raise NotDurable(f"{_NEEDS}; this one has appendonly {has_file}, appendfsync {fsync}")
 
 
-def check_on_disk(reply: Any) -> None:
+def check_on_disk(reply: Any, sync_replicas: int = 0) -> None:
     """Check what `WAITAOF` returned.
 
     Raises:
-        NotDurable: the server has no append-only file any more.
+        NotDurable: the server has no append-only file any more, or too few replicas have it on
+            theirs.
         QueueUnavailable: the disk did not get there in time.
     """
     if isinstance(reply, ResponseError):
@@ -62,4 +69,10 @@ def check_on_disk(reply: Any) -> None:
     if reply[0] < 1:
         raise QueueUnavailable(
             "the job was accepted but is not on disk yet; submit it again under the same id"
+        )
+    if reply[1] < sync_replicas:
+        raise NotDurable(
+            f"the job was accepted, but {reply[1]} of sync_replicas={sync_replicas} replicas have "
+            "it on disk; submit it again under the same id once they are back and have "
+            "`appendonly yes`, or ask for fewer"
         )

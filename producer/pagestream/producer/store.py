@@ -47,9 +47,18 @@ class JobStore:
     """One queue's jobs, seen from a client; belongs to one event loop."""
 
     def __init__(
-        self, url: str, keys: Keys, *, timeout_ms: int, reconnect_ms: int, strict: bool = False
+        self,
+        url: str,
+        keys: Keys,
+        *,
+        timeout_ms: int,
+        reconnect_ms: int,
+        strict: bool = False,
+        sync_replicas: int = 0,
     ) -> None:
-        """Prepare; the first command connects. `strict`: accepted means on disk.
+        """Prepare; the first command connects.
+
+        `strict`: accepted means on disk, and on that of so many replicas.
 
         Raises:
             InvalidRequest: the URL is not one that Redis clients take.
@@ -59,6 +68,7 @@ class JobStore:
         self._calls = Calls(self._redis, url, timeout_ms)
         self._timeout_ms = timeout_ms
         self._strict = strict
+        self._sync_replicas = sync_replicas
         self._has_barrier: bool | None = None
         """Whether the server can say that writes are on disk; None until it was asked."""
         # Connections of their own for what blocks: a reader must not hold up a submit.
@@ -219,14 +229,14 @@ class JobStore:
     async def _pipeline(self, part: Sequence[Request]) -> list[Any]:
         """Send the jobs of one part in one round trip; a reply or an exception each."""
         if self._strict and self._has_barrier is None:
-            self._has_barrier = await has_barrier(self._redis)
+            self._has_barrier = await has_barrier(self._redis, self._sync_replicas)
         replies = await self._send(part)
         if any(isinstance(reply, NoScriptError) for reply in replies):
             await self._redis.script_load(self._submit.text)
             replies = await self._send(part)
         if self._has_barrier:
             *replies, _, barrier = replies
-            check_on_disk(barrier)
+            check_on_disk(barrier, self._sync_replicas)
         for reply in replies:
             if isinstance(reply, Exception) and may_pass(reply):
                 raise reply
@@ -240,7 +250,8 @@ class JobStore:
             if self._has_barrier:
                 # A write of this connection comes after every job that was there already.
                 pipeline.xadd(self.keys.bell, {"ring": ""}, maxlen=1, approximate=False)
-                pipeline.execute_command("WAITAOF", 1, 0, self._timeout_ms // 2)
+                wait_ms = self._timeout_ms // 2
+                pipeline.execute_command("WAITAOF", 1, self._sync_replicas, wait_ms)
             return await pipeline.execute(raise_on_error=False)
 
     def _submit_arguments(self, request: Request) -> tuple[str, bytes, bytes]:

@@ -172,6 +172,7 @@ class Client:
         timeout_ms: int = TIMEOUT_MS,
         reconnect_ms: int = RECONNECT_MS,
         durability: Durability = "server",
+        sync_replicas: int = 0,
     ) -> None:
         self._loop = _Loop()
         try:
@@ -185,6 +186,7 @@ class Client:
                     timeout_ms=timeout_ms,
                     reconnect_ms=reconnect_ms,
                     durability=durability,
+                    sync_replicas=sync_replicas,
                 )
             )
         except BaseException:
