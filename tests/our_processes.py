@@ -37,3 +37,9 @@ def process(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Pope
             yield running
         finally:
             running.kill()
+
+
+def cpu_ticks(pid: int | None) -> int:
+    """What a process has computed so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])

@@ -37,6 +37,7 @@ class Worker:
     grace_s: float = 20.0
     flags: dict[str, Any] = field(default_factory=dict)
     """Other settings of the worker."""
+    inbox: Inbox = field(default_factory=Inbox)
     status: int | None = None
 
     def start(self) -> "Worker":
@@ -48,7 +49,6 @@ class Worker:
             **self.flags,
         )
         self.stop = StopFlag()
-        self.inbox = Inbox()
         build = partial(build_stub, self.options)
 
         def run() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from our_processes import cpu_ticks
 from stub_engine import StubOptions, build_stub, expected_ids
 
 from pagestream.worker.frames import frames
@@ -235,7 +236,7 @@ def test_a_parent_that_does_not_read_stops_the_engine(parents: list[Parent]) -> 
     # It runs ahead of us by a bound: its CPU time stops growing.
     deadline = time.monotonic() + TIMEOUT_S
     while steps < 3 and time.monotonic() < deadline:
-        ticks = _cpu_ticks(parent.engine.pid)
+        ticks = cpu_ticks(parent.engine.pid)
         steps = steps + 1 if ticks == before else 0
         before = ticks
         time.sleep(0.1)
@@ -243,11 +244,6 @@ def test_a_parent_that_does_not_read_stops_the_engine(parents: list[Parent]) -> 
     parent.gate.set()
     for _ in range(200):
         assert isinstance(parent.next(), Step)
-
-
-def _cpu_ticks(pid: int | None) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])
 
 
 def test_frames_are_cut_anywhere_and_a_partial_last_one_is_dropped() -> None:

@@ -1,22 +1,32 @@
 """What a server does when it is unwell: the disk is full, the memory is full, the line is dead."""
 
 import contextlib
+import http.client
+import os
+import resource
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from flaky_proxy import FlakyProxy
+from loopback import free_port
+from our_processes import cpu_ticks
 from redis_server import RedisServer
 from stub_engine import StubOptions, expected_ids
+from waiting import until
 from worker_harness import Client, Worker
 
 from pagestream.producer import Client as ProducerClient
 from pagestream.producer import QueueUnavailable, RedisFull
 from pagestream.producer.keys import Keys
+from pagestream.worker.chaos.processes import engine_pid
 from pagestream.worker.messages import Sampling
+from pagestream.worker.queue.inbox import Inbox
 
 SLOW = StubOptions(step_s=0.004)
 TOKENS = 300
@@ -35,9 +45,11 @@ def client(server: RedisServer, keys: Keys) -> Iterator[Client]:
 
 
 @contextlib.contextmanager
-def working(url: str, keys: Keys, folder: Path) -> Iterator[Worker]:
+def working(
+    url: str, keys: Keys, folder: Path, options: StubOptions = SLOW, **more: Any
+) -> Iterator[Worker]:
     (folder / "config.json").write_text("{}")
-    worker = Worker(url, keys, folder, SLOW).start()
+    worker = Worker(url, keys, folder, options, **more).start()
     try:
         yield worker
     finally:
@@ -89,6 +101,75 @@ def _snapshot(server: redis.Redis, wanted: str) -> None:
     while server.info("persistence")["rdb_bgsave_in_progress"]:
         pass  # each question is a round trip
     assert server.info("persistence")["rdb_last_bgsave_status"] == wanted
+
+
+def test_an_append_only_file_that_cannot_grow_stops_writes_and_readiness(
+    server: RedisServer, client: Client, keys: Keys, tmp_path: Path
+) -> None:
+    """As on a full disk: the server cannot write its file any further."""
+    assert server.process is not None
+    port = free_port()
+    flags = {"health_port": port, "heartbeat_ttl": 1.0}
+    with working(server.url, keys, tmp_path, flags=flags):
+        submit(client, "j")
+        client.wait_tokens("j", 5)
+        assert ask(port, "/readyz") == 200
+        (file,) = (server.path / "appendonlydir").glob("*.incr.aof")
+        limit = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (file.stat().st_size, limit[1]))
+        until(lambda: ask(port, "/readyz") == 503)
+        assert ask(port, "/livez") == 200
+        with pytest.raises(redis.ResponseError, match="MISCONF"):
+            client.redis.set("any", "write")
+        assert client.state("j") == "running"
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limit)
+        until(lambda: ask(port, "/readyz") == 200)
+        check(client, "j")
+
+
+def test_a_server_that_stands_still_for_long_stops_the_engine_not_the_worker(
+    server: RedisServer, client: Client, keys: Keys, tmp_path: Path
+) -> None:
+    """What waits to be written has a bound; probes say what is wrong; then everything goes on."""
+    assert server.process is not None
+    port, jobs, tokens = free_port(), [f"j{index}" for index in range(8)], 30_000
+    flags = {"health_port": port, "heartbeat_ttl": 1.0}
+    quick = StubOptions(max_model_tokens=10**5, num_blocks=10**5, run_ahead_tokens=32)
+    bounded = Inbox(max_bytes=20_000)
+    url = f"{server.url}?socket_timeout=0.5"
+    with working(url, keys, tmp_path, quick, flags=flags, inbox=bounded):
+        for index, job_id in enumerate(jobs):
+            client.submit(
+                job_id, prompt_ids=[index], sampling={"max_tokens": tokens, "ignore_eos": True}
+            )
+        client.wait_tokens(jobs[-1], 5)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            engine = engine_pid(os.getpid())
+            until(lambda: ask(port, "/readyz") == 503)
+            until(lambda: is_asleep(engine))
+            assert bounded._bytes < 20_000 + 2_000, "the bound, and a frame"
+            assert ask(port, "/livez") == 200
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        for index, job_id in enumerate(jobs):
+            wanted = expected_ids([index], Sampling(max_tokens=tokens))
+            assert client.result(job_id).ids == wanted
+        until(lambda: ask(port, "/readyz") == 200)
+
+
+def is_asleep(pid: int | None) -> bool:
+    """Whether a process does nothing for a while."""
+    before = cpu_ticks(pid)
+    time.sleep(0.5)
+    return cpu_ticks(pid) == before
+
+
+def ask(port: int, path: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        return connection.getresponse().status
 
 
 def test_a_full_memory_pushes_back_and_drains(
