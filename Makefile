@@ -45,8 +45,8 @@ test-all: $(VENV)/.dev lint ## The slow tests too
 	$(LEFT_OUT)
 	$(BIN)/pytest -m "(slow or not slow) $(NOT_HERE)" $(PYTEST_ARGS)
 
-soak: $(VENV)/.dev ## Ten thousand jobs of every fate come and go; memory and keys before and after
-	$(BIN)/pytest -q -s -m slow tests/end_to_end/test_soak.py $(PYTEST_ARGS)
+soak: $(VENV)/.dev ## Ten thousand jobs of every fate, memory and keys before and after; a reader away for a minute
+	$(BIN)/pytest -q -s -m slow tests/end_to_end/test_soak.py tests/end_to_end/test_late_reader.py $(PYTEST_ARGS)
 
 batch: $(VENV)/.dev ## A batch of 50,000 lines on the demo model, through ten kills; time and memory
 	$(BIN)/pytest -q -s -m slow tests/end_to_end/test_batch_volume.py $(PYTEST_ARGS)
