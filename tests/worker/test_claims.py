@@ -305,6 +305,17 @@ def test_entries_nobody_submitted_are_buried(wire, keys, redis_client):
     assert json.loads(letters[1][b"entry"]) == ["id", "unknown"]
 
 
+def test_of_a_huge_entry_that_nobody_submitted_little_is_kept(wire, keys, redis_client):
+    wire.submit("first")
+    for fields in ({"id": b"x" * 10**8}, {b"\0" * 10**6: b""}, dict.fromkeys(range(10**5), "x")):
+        redis_client.xadd(keys.jobs("normal"), fields)
+    wire.submit("last")
+    assert names(Worker(wire).claim(10)) == ["first", "last"]
+    entries = [letter[b"entry"] for letter in wire.dead_letters()]
+    assert [json.loads(entry)[0][:2] for entry in entries] == ["id", "\0\0", "0"]
+    assert max(map(len, entries)) < 10_000
+
+
 def test_a_thousand_useless_entries_do_not_hide_the_job_behind_them(wire, keys, redis_client):
     wire.submit("first")
     pipeline = redis_client.pipeline()

@@ -5,6 +5,7 @@ local AGE_MS = 30000 -- a job that has waited this long counts one class higher,
 -- it may then overtake better lanes, in as many slots of a worker as are kept for such jobs
 local ISOLATION_MS = 5000 -- a worker that empties itself for suspects and dies is followed by another
 local DROPS_MAX = 256 -- entries that cannot be claimed (expired, malformed) handled in one call
+local WORDS_MAX, WORD_BYTES_MAX = 32, 1024 -- of a malformed entry that are kept
 
 local drops = DROPS_MAX
 local cursors = {} -- lane stream -> last entry the group has delivered
@@ -54,9 +55,13 @@ end
 
 -- An entry that nobody accepted (written past submit): keep it where a person can see it.
 local function bury_malformed(head)
+  local words = {}
+  for i = 1, math.min(#head.fields, WORDS_MAX) do
+    words[i] = string.sub(head.fields[i], 1, WORD_BYTES_MAX)
+  end
   call('XADD', prefix .. 'dead', 'MAXLEN', '~', DEAD_LETTERS_MAX, '*', 'id', '', 'reason', 'malformed',
     'message', 'a lane entry without a job record', 'lane', head.lane, 'tenant', head.tenant,
-    'entry', cjson.encode(head.fields))
+    'entry', cjson.encode(words))
 end
 
 -- True if the head waits for a worker; otherwise it has been dealt with.
