@@ -59,3 +59,10 @@ def test_files_the_documents_name_exist() -> None:
             if not (ROOT / name).exists() and not (ROOT / room / "pagestream" / name).exists():
                 missing.append(f"{page.name}: {name}")
     assert missing == []
+
+
+def test_tests_that_the_page_on_faults_names_exist() -> None:
+    page = (ROOT / "docs/chaos.md").read_text()
+    names = set(re.findall(r"`(?:tests/)?([\w/]+/test_\w+\.py)`", page))
+    assert len(names) > 20
+    assert [name for name in sorted(names) if not (ROOT / "tests" / name).exists()] == []
