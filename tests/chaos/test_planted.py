@@ -26,7 +26,7 @@ async def test_a_missing_protection_turns_the_table_red(plant: str, fault: str) 
         patience_s=8,
         worker_command=(sys.executable, str(PLANTED), plant),
     )
-    report = await run(options, choose([fault], options), seconds=60, rounds=2, say=print)
+    report = await run(options, choose([fault], options), seconds=60, rounds=4, say=print)
     assert report.rows[0].times > 0
     assert not report.total.tally.clean
     shown = StringIO()
