@@ -42,6 +42,8 @@ class StubOptions:
     """A prompt that begins with it kills the engine in the step that gives its third token."""
     hungry_token: int | None = None
     """A prompt that begins with it finds no memory in the step that gives its third token."""
+    blocks_file: Path | None = None
+    """While this file exists, engines are built with as many blocks as it says."""
     run_ahead_tokens: int = 1
     """Tokens of a request in one step."""
 
@@ -80,6 +82,9 @@ class StubEngine:
         if options.fail:
             raise RuntimeError(options.fail)
         self.options = options
+        self.num_blocks = options.num_blocks
+        if options.blocks_file and options.blocks_file.exists():
+            self.num_blocks = int(options.blocks_file.read_text())
         self.requests: dict[str, _Request] = {}
         self.steps = 0
         self.queried = 0
@@ -87,9 +92,9 @@ class StubEngine:
     def ready(self) -> Ready:
         options = self.options
         return Ready(
-            max_model_tokens=options.max_model_tokens,
+            max_model_tokens=min(options.max_model_tokens, (self.num_blocks - 1) * BLOCK_TOKENS),
             max_running=options.max_running,
-            num_blocks=options.num_blocks,
+            num_blocks=self.num_blocks,
             block_tokens=BLOCK_TOKENS,
             vocab_size=options.vocab_size,
             device="cpu",
@@ -149,7 +154,7 @@ class StubEngine:
             for request_id, request in self.requests.items()
         ]
         used = sum(request.blocks for request in self.requests.values())
-        cells = "u" * used + "." * (self.options.num_blocks - 1 - used)
+        cells = "u" * used + "." * (self.num_blocks - 1 - used)
         return View(
             step=self.steps, requests=views, idle_blocks=0, block_map=cells, blocks_per_cell=1
         )
@@ -161,7 +166,7 @@ class StubEngine:
         running = list(self.requests.values())[: self.options.max_running]
         used = sum(request.blocks for request in running)
         waiting = len(self.requests) - len(running)
-        free = max(0, self.options.num_blocks - 1 - used)
+        free = max(0, self.num_blocks - 1 - used)
         return Load(
             running=len(running),
             waiting=waiting,

@@ -114,6 +114,26 @@ def test_a_worker_counts_what_it_does(start: Callable[..., Worker], client: Clie
     assert len(lag) == 6
 
 
+def test_an_engine_that_finds_less_memory_is_shown_as_it_is(
+    start: Callable[..., Worker], client: Client, tmp_path: Path
+) -> None:
+    """Something else has taken what is missing: the old engine dies of it, the next has less."""
+    port, blocks = free_port(), tmp_path / "blocks"
+    start(StubOptions(hungry_token=77, blocks_file=blocks), flags={"health_port": port})
+    client.submit("before", prompt_ids=[1], sampling={"max_tokens": 1})
+    client.result("before")
+    blocks.write_text("41")
+    client.submit("hungry", prompt_ids=[77], sampling={"max_tokens": 9, "ignore_eos": True})
+    assert client.result("hungry").end.error == "out_of_memory"
+    client.submit("after", prompt_ids=[1], sampling={"max_tokens": 1})
+    client.result("after")
+    found = settled(port, client, claims_total=3, num_requests_running=0)
+    assert found["engine_deaths_total"] == 1
+    (info,) = [name for name in found if name.startswith("worker_info")]
+    assert '"num_blocks": "40"' in info
+    assert json.loads(ask(port, "/debug")[1])["ready"]["num_blocks"] == 41
+
+
 def test_reclaims_fences_and_dead_letters_are_counted(
     start: Callable[..., Worker], client: Client, wire: Wire
 ) -> None:
@@ -189,7 +209,9 @@ def test_histograms_are_cumulative_and_ratios_are_ratios() -> None:
         meter.publish_lag.observe(value)
     meter.held = 1
     meter.heard(Load(step=1, running=1, free_blocks=4, used_slots=72, allocated_slots=96), 0.0)
-    families = {one.name: one for one in WorkerCollector(meter, READY, "m", "w", str).collect()}
+    families = {
+        one.name: one for one in WorkerCollector(meter, lambda: READY, "m", "w", str).collect()
+    }
     lag = families["pagestream_publish_lag_seconds"].samples
     buckets = [sample.value for sample in lag if sample.name.endswith("_bucket")]
     assert buckets == sorted(buckets)

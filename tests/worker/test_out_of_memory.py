@@ -1,6 +1,7 @@
 """Memory that runs out within a step: tokens stay the same, and whoever cannot go on is told."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from pagestream.worker.engine.step_limit import LAUNCHES_TO_RAISE
 from pagestream.worker.errors import OutOfMemory
 from pagestream.worker.messages import Add, Sampling
 from pagestream.worker.models.decoder import Model
+from pagestream.worker.service import ENGINE_FAILED
 
 HUNGRY = 77
 LONG = {"max_tokens": 150, "ignore_eos": True}
@@ -186,6 +188,24 @@ def test_its_neighbours_count_no_crash(
     assert reply.end.error == "out_of_memory"
     assert crashes(client, "hungry") == 2
     assert client.redis.xlen(keys.dead) == 0
+
+
+def test_an_engine_that_cannot_keep_its_word_hands_everything_back(
+    client: Client, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    """The next one's context is shorter than what jobs were accepted for: nobody is refused."""
+    blocks = tmp_path / "blocks"
+    worker = start(StubOptions(hungry_token=HUNGRY, step_s=0.01, blocks_file=blocks))
+    client.submit("neighbour", prompt_ids=[1], sampling=LONG)
+    client.wait_tokens("neighbour", 1)
+    blocks.write_text("9")  # 128 tokens: the neighbour wants 151
+    client.submit("hungry", prompt_ids=[HUNGRY, 1], sampling=LONG)
+    assert worker.wait() == ENGINE_FAILED
+    assert client.state("neighbour") == client.state("hungry") == "queued"
+    assert crashes(client, "neighbour") == 0
+    start()
+    assert client.result("neighbour").ids == ids_for([1])
+    assert client.result("hungry").ids == ids_for([HUNGRY, 1])
 
 
 # ---- on a GPU

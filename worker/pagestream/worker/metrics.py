@@ -55,9 +55,22 @@ class WorkerCollector(Collector):
     """Exports one worker's meter."""
 
     def __init__(
-        self, meter: Meter, ready: Ready, model_name: str, worker: str, refuses: Callable[[], str]
+        self,
+        meter: Meter,
+        ready: Callable[[], Ready],
+        model_name: str,
+        worker: str,
+        refuses: Callable[[], str],
     ) -> None:
-        """`refuses()` says why no job is taken now, or nothing."""
+        """Prepare.
+
+        Args:
+            meter: what is exported.
+            ready: returns what the engine can take, which another process may change.
+            model_name: the label of every metric.
+            worker: the worker's name.
+            refuses: says why no job is taken now, or nothing.
+        """
         self._meter = meter
         self._ready = ready
         self._labels = {"model_name": model_name}
@@ -88,7 +101,7 @@ class WorkerCollector(Collector):
             yield self._histogram(name, histogram)
 
     def _gauges(self) -> Iterator[Metric]:
-        meter, ready = self._meter, self._ready
+        meter, ready = self._meter, self._ready()
         load, total = meter.load, ready.num_blocks - 1  # block 0 is nobody's
         running = load.running if meter.held else 0
         used = total - load.free_blocks if meter.held and load.step else 0

@@ -12,7 +12,6 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pagestream.producer.queue_metrics import QueueCollector
 
 from .health import Health, Page
-from .messages import Ready
 from .metrics import WorkerCollector
 from .queue.loop import QueueLoop
 from .queue.meter import Meter
@@ -33,12 +32,12 @@ class Monitor:
         self._queue: QueueCollector | None = None
         self._snapshot: Callable[[], bytes] | None = None
 
-    def serves(self, loop: QueueLoop, ready: Ready, queue: str, worker: str) -> None:
+    def serves(self, loop: QueueLoop, queue: str, worker: str) -> None:
         """The worker is registered, and `loop` begins."""
         self._queue = QueueCollector(self._redis_url, lambda _: [queue])
         self._registry.register(self._queue)
         self._registry.register(
-            WorkerCollector(self.meter, ready, queue, worker, self.health.not_ready)
+            WorkerCollector(self.meter, lambda: loop.ready, queue, worker, self.health.not_ready)
         )
         self._snapshot = loop.debug
         self.health.serves(loop.refuses)

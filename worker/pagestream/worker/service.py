@@ -175,7 +175,7 @@ def _serve(
         step_stall_s=settings.step_stall,
     )
     try:
-        monitor.serves(loop, ready, keys.queue, worker)
+        monitor.serves(loop, keys.queue, worker)
         with watchdog(loop, engine, redis, keys, monitor, limit_s=settings.work_stall):
             loop.run()
     except EngineLost:

@@ -13,12 +13,24 @@ class Credit:
     """What the engine can take, from what it last reported."""
 
     def __init__(self, ready: Ready) -> None:
-        self.max_running = ready.max_running
-        self.block_tokens = ready.block_tokens
-        # Block 0 is never given to a request.
-        self._capacity_tokens = (ready.num_blocks - 1) * ready.block_tokens
+        self.ready = ready
+        """What the engine process that came up last said of itself; others had more, or less."""
         self.load: Load | None = None
-        """The engine's last report; None until there is one."""
+        """Its last report; None until there is one."""
+
+    def renew(self, ready: Ready) -> None:
+        """Another engine process has come up."""
+        self.ready, self.load = ready, None
+
+    @property
+    def max_running(self) -> int:
+        """Requests that may run at once."""
+        return self.ready.max_running
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens in a KV block."""
+        return self.ready.block_tokens
 
     @property
     def engine_step(self) -> int:
@@ -43,5 +55,5 @@ class Credit:
     def _free_tokens(self, jobs: list[Job]) -> int:
         # An engine that was idle when it last reported says nothing of aborts since then.
         if self.load is None or not any(job.is_answered for job in jobs):
-            return self._capacity_tokens
+            return (self.ready.num_blocks - 1) * self.block_tokens  # block 0 is nobody's
         return self.load.free_blocks * self.block_tokens

@@ -8,7 +8,7 @@ import logging
 from pagestream.producer.errors import PagestreamError
 
 from ..errors import OutOfMemory
-from ..messages import Output, Step
+from ..messages import Output, Ready, Step
 from ..process import Died
 from .backoff import Patience
 from .credit import Credit
@@ -43,6 +43,7 @@ class EngineJobs:
         self._patience = patience
         self._inbox = inbox
         self._meter = meter
+        self._promised_tokens = credit.ready.max_model_tokens
 
     def take_intaken(self, intaken: Intaken) -> None:
         """Run a job that has been prepared, if it fits; end it if it cannot run."""
@@ -99,10 +100,19 @@ class EngineJobs:
             job.fail(OutOfMemory(died.request_id))
             self._held.change(job)
 
-    def came_up(self) -> None:
-        """Give a new engine everything that is to run, from the token logs."""
+    def came_up(self, ready: Ready) -> None:
+        """Give a new engine everything that is to run, from the token logs.
+
+        One whose context is shorter than the worker has promised would refuse jobs it accepted.
+        """
+        if ready.max_model_tokens < self._promised_tokens:
+            self._engine.give_up(
+                f"a new engine has memory for a context of {ready.max_model_tokens} tokens, "
+                f"not {self._promised_tokens}: something else uses the GPU"
+            )
+            return
         self._engine.came_up()
-        self._credit.load = None
+        self._credit.renew(ready)
         for job in self._held.all_active():
             if job.request is not None:
                 self._held.run(job)

@@ -77,8 +77,8 @@ class QueueLoop:
         self._grace_s = grace_s
         self._engine = Supervisor(engine, step_stall_s)
         self._held = held = Held(self._engine, (meter, *observers))
-        self._snapshots = Snapshots(ready, meter, self.refuses)
-        credit = Credit(ready)
+        self._credit = credit = Credit(ready)
+        self._snapshots = Snapshots(credit, meter, self.refuses)
         self._room = Room(credit)
         self._jobs = EngineJobs(self._engine, held, credit, lease, patience, inbox, meter)
         self._composer = CallComposer(
@@ -95,7 +95,8 @@ class QueueLoop:
         """Serve until stopped; no job is held when this returns, or raises `EngineLost`.
 
         Raises:
-            EngineLost: the engine died too often, or hangs and cannot be killed.
+            EngineLost: the engine died too often, hangs and cannot be killed, or came back smaller
+                than what the worker has promised.
             RedisGone: Redis was away for longer than the worker waits.
             WorkerReplaced: another process took this worker's name while this one was away.
         """
@@ -121,6 +122,11 @@ class QueueLoop:
             if job.request is None and job.reason is None and not job.is_returning:
                 return f"job {job.id} is claimed and not prepared", job.request_id
         return "", None
+
+    @property
+    def ready(self) -> Ready:
+        """What the engine that came up last can take; from any thread."""
+        return self._credit.ready
 
     @property
     def is_idle(self) -> bool:
@@ -159,7 +165,7 @@ class QueueLoop:
             case View():
                 self._snapshots.view = event
             case Ready():
-                self._jobs.came_up()
+                self._jobs.came_up(event)
                 self._is_rung = True
             case Died():
                 self._snapshots.view = None

@@ -11,7 +11,8 @@ import msgspec
 
 from pagestream.producer.snapshot import KvCache, SlowJob, SlowState, WorkerSnapshot
 
-from ..messages import Ready, RequestView, View
+from ..messages import RequestView, View
+from .credit import Credit
 from .meter import Meter
 from .reply import Job
 
@@ -22,9 +23,9 @@ SLOWEST = 10
 class Snapshots:
     """One worker's snapshots, one after the other."""
 
-    def __init__(self, ready: Ready, meter: Meter, refuses: Callable[[], str]) -> None:
+    def __init__(self, credit: Credit, meter: Meter, refuses: Callable[[], str]) -> None:
         """`refuses()` says why no job is taken now, or nothing."""
-        self._ready = ready
+        self._credit = credit
         self._meter = meter
         self._refuses = refuses
         self.view: View | None = None
@@ -38,7 +39,7 @@ class Snapshots:
 
     def take(self, jobs: Collection[Job], now_ms: float) -> bytes:
         """Return the snapshot of now as JSON; `now_ms` is Redis's time."""
-        now_s, meter, ready = time.monotonic(), self._meter, self._ready
+        now_s, meter, ready = time.monotonic(), self._meter, self._credit.ready
         counters = (now_s, meter.prefill_tokens, meter.generation_tokens, meter.steps)
         elapsed_s, *counts = (new - old for new, old in zip(counters, self._before, strict=True))
         self._before = counters
@@ -77,7 +78,7 @@ class Snapshots:
             {
                 "refuses": self._refuses(),
                 "uptime_s": round(now_s - self._meter.started_s, 1),
-                "ready": self._ready,
+                "ready": self._credit.ready,
                 "load": msgspec.structs.asdict(self._meter.load),
                 "view": {
                     "step": view.step,
@@ -111,14 +112,14 @@ class Snapshots:
         }
 
     def _kv(self, has_jobs: bool) -> KvCache:
-        total = self._ready.num_blocks - 1  # block 0 is nobody's
+        total = self._credit.ready.num_blocks - 1  # block 0 is nobody's
         used = total - self._meter.load.free_blocks if has_jobs and self._meter.load.step else 0
         view = self.view
         return KvCache(
             total_blocks=total,
             used_blocks=used,
             cached_blocks=view.idle_blocks if view else 0,
-            block_tokens=self._ready.block_tokens,
+            block_tokens=self._credit.block_tokens,
             block_map=view.block_map if view else "",
             blocks_per_cell=view.blocks_per_cell if view else 1,
         )

@@ -60,7 +60,7 @@ class Supervisor:
             self._engine.kill()
         elif silent_s > self._step_stall_s + KILL_S:
             # A device driver that does not return: only a new process, or host, will help.
-            self.is_up, self.lost = False, "the engine hangs and cannot be killed"
+            self.give_up("the engine hangs and cannot be killed")
 
     def died(self, died: Died) -> str:
         """The process has ended: start another, unless that has been done too often.
@@ -85,6 +85,10 @@ class Supervisor:
         if self._deaths_s:
             logger.info("a new engine is ready %.2f s later", time.monotonic() - self._deaths_s[-1])
         self.is_up = True
+
+    def give_up(self, why: str) -> None:
+        """Have no engine from here on."""
+        self.is_up, self.lost = False, why
 
     def excuse(self) -> None:
         """The deaths so far were a job's fault, not the engine's."""
