@@ -128,7 +128,7 @@ def test_an_engine_that_finds_less_memory_is_shown_as_it_is(
     client.submit("after", prompt_ids=[1], sampling={"max_tokens": 1})
     client.result("after")
     found = settled(port, client, claims_total=3, num_requests_running=0)
-    assert found["engine_deaths_total"] == 1
+    assert found["out_of_memory_total"] == found["engine_deaths_total"] == 1
     (info,) = [name for name in found if name.startswith("worker_info")]
     assert '"num_blocks": "40"' in info
     assert json.loads(ask(port, "/debug")[1])["ready"]["num_blocks"] == 41

@@ -86,6 +86,7 @@ class EngineJobs:
         ran = self._held.sent()
         logger.error("an engine process with %d jobs is gone", len(ran))
         self._meter.engine_deaths += 1
+        self._meter.out_of_memory += bool(died.request_id)  # there was no report to count it in
         for job in self._held:
             job.is_sent = job.is_answered = False
         last_words = self._engine.died(died)
