@@ -29,7 +29,6 @@ from pagestream.kernels import (
     Splitting,
     batch_layout,
     decode_attention,
-    fastest_splitting,
     kv_splits,
     linear,
     linear_silu_mul,
@@ -191,7 +190,7 @@ def decode_launch(
 ) -> Launch:
     """One layer's decode attention: what is made once a step is made before."""
     seqs, kv_heads, head_dim = len(rows), cache[0].shape[2], q.shape[2]
-    splitting = splitting or fastest_splitting(seqs, kv_heads, head_dim)
+    splitting = splitting or Splitting.fastest(seqs, kv_heads, head_dim)
     splits = kv_splits(rows, kv_lens, splitting, longest)
     arrivals = torch.zeros(seqs * kv_heads, dtype=torch.int32, device=q.device)
     return lambda: decode_attention(
@@ -212,6 +211,16 @@ def decode_attention_case(seqs: int, kv_len: int, heads: int, kv_heads: int) -> 
     size = seqs * kv_len * kv_heads * HEAD_DIM * 4
     moved = size + 4 * seqs * heads * HEAD_DIM
     return Case("decode_attention", f"{seqs} x {kv_len}, {heads}/{kv_heads}", make, size, moved)
+
+
+def kv_splits_case(seqs: int, kv_len: int) -> Case:
+    def make() -> Launch:
+        rows, lens = ints(range(seqs)), ints([kv_len] * seqs)
+        splitting = Splitting.fastest(seqs, 8, HEAD_DIM)
+        return lambda: kv_splits(rows, lens, splitting, 4096)
+
+    moved = seqs * 32  # a row and a length read, a piece written
+    return Case("kv_splits", f"{seqs} x {kv_len}", make, moved, moved)
 
 
 def prefill_attention_case(seqs: int, q_len: int, before: int, heads: int, kv_heads: int) -> Case:
@@ -317,6 +326,7 @@ def cases() -> Iterator[Case]:
     for n, (heads, kv_heads, norm) in product(tokens, ((32, 8, False), (16, 8, True))):
         yield rope_and_cache_case(n, heads, kv_heads, norm)
     yield from (decode_attention_case(*shape, *heads) for shape, heads in product(DECODE, HEADS))
+    yield from (kv_splits_case(*shape) for shape in ((1, 2048), (256, 576)))
     yield from (prefill_attention_case(*shape, *heads) for shape, heads in product(PREFILL, HEADS))
     yield from (query_tiles_case(*shape) for shape in ((16, 512), (256, 32)))
     yield from (linear_case(n, *weight) for n, weight in product((1, 16, 64, 256), WEIGHTS))

@@ -2,10 +2,11 @@
 
     python benchmarks/tune_decode_attention.py --heads 32 --kv-heads 8
 
-What it finds goes into `_SPLITTINGS` of kernels/decode_attention.py, with a line in NOTES.md. Each
-candidate runs in a CUDA graph, over enough copies of the cache to miss the L2 cache; sequences come
-longest first, as the scheduler gives them, and there is room for contexts of 4,096 tokens, as in
-the graphs of steps.
+What it finds goes into `_FASTEST` of kernels/kv_splits.py, with a line in NOTES.md, once whole
+steps say the same (`decode_steps.py`: there other kernels run before and behind). Each candidate
+runs in a CUDA graph, over enough copies of the cache to miss the L2 cache; sequences come longest
+first, as the scheduler gives them, and there is room for contexts of 4,096 tokens, as in the graphs
+of steps.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 import torch
 from kernels import HEAD_DIM, decode_launch, ints, paged, randn, time_us
 
-from pagestream.kernels import Splitting, fastest_splitting
+from pagestream.kernels import Splitting
 
 EVEN = (
     *((1, 512), (1, 2048), (1, 32768), (2, 16384), (4, 512), (4, 8192), (8, 512), (8, 2048)),
@@ -82,7 +83,7 @@ def main() -> None:
     for name, lengths in batches():
         if time.monotonic() > until_s:
             break
-        shipped = fastest_splitting(len(lengths), kv_heads, HEAD_DIM)
+        shipped = Splitting.fastest(len(lengths), kv_heads, HEAD_DIM)
         shipped_us = measure(lengths, heads, kv_heads, shipped)
         results = sorted(
             (measure(lengths, heads, kv_heads, splitting), splitting)

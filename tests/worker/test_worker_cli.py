@@ -121,7 +121,7 @@ def test_up_says_that_a_port_is_taken(up: Callable[..., tuple[int, str]]) -> Non
         status, said = up(lambda settings: 0, "--port", str(port))
     assert status == 78
     assert f"cannot listen on 127.0.0.1 port {port}" in said
-    assert "choose another --port, or leave it out by --no-gateway" in said
+    assert "choose another --host or --port, or leave it out by --no-gateway" in said
 
 
 def test_bad_settings_are_a_sentence(app: typer.Typer) -> None:

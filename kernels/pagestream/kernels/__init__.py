@@ -33,8 +33,8 @@ Axes, by name, everywhere:
 
 from ._products import Products
 from .batch_layout import Layout, batch_layout
-from .decode_attention import FIXED_SPLITTING, MANY_SEQS, decode_attention, fastest_splitting
-from .kv_splits import Splitting, kv_splits
+from .decode_attention import decode_attention
+from .kv_splits import FIXED_SPLITTING, MANY_SEQS, Splitting, kv_splits
 from .linear import linear
 from .linear_silu_mul import linear_silu_mul
 from .prefill_attention import prefill_attention, query_tiles
@@ -52,7 +52,6 @@ __all__ = [
     "Splitting",
     "batch_layout",
     "decode_attention",
-    "fastest_splitting",
     "kv_splits",
     "linear",
     "linear_silu_mul",

@@ -27,33 +27,6 @@ from ._triton import (
 )
 from .kv_splits import ALIGN_TOKENS, Splitting, kv_splits
 
-FIXED_SPLITTING = Splitting(512, 16, by_sequence=True)
-"""For any batch: what a sequence gives alone it gives among others."""
-
-_SPLITTINGS = (
-    # (sequences times kv heads, at most; splitting), as measured on an H200. Here `parts` is times
-    # kv heads, too: programs. There are 132 processors.
-    (8, Splitting(128, 264, tile=128, stages=2, merged=8192)),
-    (64, Splitting(128, 264, tile=128, stages=2, merged=4096)),
-    (200, Splitting(128, 264, tile=128, stages=2, merged=2048)),
-    (264, Splitting(1024, 132, tile=128, warps=8, merged=2048)),
-)
-_MANY = Splitting(2048, 528)
-MANY_SEQS = 265
-"""A batch of more sequences is split as one of so many."""
-
-
-def fastest_splitting(seqs: int, kv_heads: int, head_dim: int) -> Splitting:
-    """The splitting that measured fastest for a batch.
-
-    Where there are few programs, shorter splits make more of them, and more loads in flight hide
-    the latency; where there are many, a split only costs its own beginning and end.
-    """
-    programs = seqs * kv_heads
-    splitting = next((split for most, split in _SPLITTINGS if programs <= most), _MANY)
-    splitting = splitting._replace(parts=-(-splitting.parts // kv_heads))
-    return splitting if head_dim <= 128 else splitting._replace(tile=64, warps=8)
-
 
 def decode_attention_reference(
     q: Tensor,
@@ -148,7 +121,7 @@ def decode_attention(
     out = torch.empty_like(q) if out is None else out
     assert out.stride()[1:] == q.stride()[1:], "out must be contiguous"
     seqs, (heads, head_dim), kv_heads = len(rows), q.shape[1:], k_cache.shape[2]
-    splitting = splitting or fastest_splitting(seqs, kv_heads, head_dim)
+    splitting = splitting or Splitting.fastest(seqs, kv_heads, head_dim)
     if splits is None:
         splits = kv_splits(rows, kv_lens, splitting, max_kv_len, window)
     pieces, dim_block = len(splits), triton.next_power_of_2(head_dim)

@@ -20,7 +20,6 @@ from pagestream.kernels import (
     Products,
     Splitting,
     decode_attention,
-    fastest_splitting,
     kv_splits,
     linear,
     prefill_attention,
@@ -201,7 +200,7 @@ class Attend:
         # Beside prefills one splitting serves every batch: each is another kernel to compile, and
         # such a step's time is in its matrix products.
         seqs = MANY_SEQS if inputs.max_prefills else len(inputs.rows)
-        self.splitting = splitting or fastest_splitting(seqs, spec.num_kv_heads, spec.head_dim)
+        self.splitting = splitting or Splitting.fastest(seqs, spec.num_kv_heads, spec.head_dim)
         self.slot_mapping = inputs.slot_mapping
         # Made once a step, for all layers.
         self.tiles: Tensor | None = None
