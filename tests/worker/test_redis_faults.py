@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import random
 import resource
 import shutil
 import signal
@@ -16,7 +17,7 @@ import redis
 from flaky_proxy import FlakyProxy
 from loopback import free_port
 from our_processes import cpu_ticks
-from redis_server import RedisServer
+from redis_server import RedisServer, open_settings
 from stub_engine import StubOptions, expected_ids
 from waiting import until
 from worker_harness import Client, Worker
@@ -34,7 +35,7 @@ TOKENS = 300
 
 @pytest.fixture
 def server(own_server: Callable[..., RedisServer]) -> RedisServer:
-    return own_server("--enable-protected-configs", "yes")
+    return own_server(*open_settings())
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_an_append_only_file_that_cannot_grow_stops_writes_and_readiness(
         submit(client, "j")
         client.wait_tokens("j", 5)
         assert ask(port, "/readyz") == 200
-        (file,) = (server.path / "appendonlydir").glob("*.incr.aof")
+        file = next(server.append_only.glob("*.incr.aof"), server.append_only)
         limit = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (file.stat().st_size, limit[1]))
         until(lambda: ask(port, "/readyz") == 503)
@@ -229,13 +230,15 @@ def test_a_worker_that_comes_up_first_waits_for_redis_to_load(
 ) -> None:
     """After a restart of the host: Redis answers LOADING until its file is read."""
     server = own_server()
+    fill = random.Random(0)
     with redis.Redis.from_url(server.url) as filling:
-        filling.mset({f"filler:{number}": "x" * 100 for number in range(1_500)})
+        # While it loads, a server answers once in 2 MB of its file, which it compresses.
+        filling.mset({f"filler:{number}": fill.randbytes(20_000) for number in range(1_500)})
         filling.bgrewriteaof()
         while filling.info("persistence")["aof_rewrite_in_progress"]:
             time.sleep(0.01)
     server.stop()
-    server.options = ("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
+    server.options = ("--key-load-delay", "1000")
     server.launch()
     with redis.Redis.from_url(server.url, socket_timeout=5) as probe:
         wait_until_loading(probe)
