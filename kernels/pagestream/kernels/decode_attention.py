@@ -150,7 +150,7 @@ def decode_attention(
             block_table.stride(0),
             KV_HEADS=kv_heads,
             GROUP=heads // kv_heads,
-            GROUP_BLOCK=max(16, triton.next_power_of_2(heads // kv_heads)),
+            GROUP_BLOCK=max(16, merge_group),
             HEAD_DIM=head_dim,
             DIM_BLOCK=dim_block,
             BLOCK_SIZE=k_cache.shape[1],

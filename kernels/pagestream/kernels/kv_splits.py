@@ -71,9 +71,6 @@ class Splitting(NamedTuple):
 FIXED_SPLITTING = Splitting(512, 16, by_sequence=True)
 """For any batch: what a sequence gives alone it gives among others."""
 
-MANY_SEQS = 265
-"""A batch of more sequences is split as one of so many."""
-
 _FASTEST = (
     # (sequences times kv heads, at most; splitting), measured in steps on an H200, which has 132
     # processors. Here `parts` is times kv heads, too.
@@ -83,6 +80,8 @@ _FASTEST = (
     (264, Splitting(1024, 132, tile=128, warps=8, merged=2048)),
 )
 _MANY = Splitting(2048, 528)
+MANY_SEQS = _FASTEST[-1][0] + 1
+"""A batch of more sequences is split as one of so many."""
 
 
 def kv_splits_reference(
