@@ -23,6 +23,7 @@ from .table import Row
 
 IN_FLIGHT_S = 0.05
 """What had been sent when a fault struck has arrived after so long."""
+LOOK_S = 0.01
 
 
 class Broken(Exception):
@@ -83,7 +84,7 @@ async def _busy_worker(stage: Stage, random: Random) -> tuple[Worker, list[LoadJ
         worker = random.choice([one for one in stage.workers if one.is_up])
         if jobs := await stage.decoding_on(worker):
             return worker, jobs
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(LOOK_S)
     return None
 
 
@@ -177,12 +178,21 @@ async def kill_redis(stage: Stage, row: Row, random: Random) -> bool:
 
 
 async def roll_back_redis(stage: Stage, row: Row, random: Random) -> bool:
-    """Redis comes back with an old append-only file: it forgot what it had acknowledged."""
+    """Redis comes back with an old append-only file: it forgot what it had acknowledged.
+
+    Among that are tokens of a stream that goes on: the copy has its beginning, its worker the rest.
+    """
     assert stage.server is not None, "only an own server is rolled back"
+    await _decoding(stage)
+    held = [job for worker in stage.workers for job in await stage.decoding_on(worker)]
     stage.server.keep_copy()
-    await asyncio.sleep(random.uniform(0.2, 1.2))
-    if not (jobs := await _decoding(stage)):
+    left = [(len(job.answer.ids) - await stage.published(job), job) for job in held]
+    if not left:
         return False
+    most, longest = max(left, key=lambda one: one[0])
+    if not await _goes_on(stage, longest, random.randint(1, max(1, most // 2))):
+        return False
+    jobs = await _decoding(stage)
     began_s = time.monotonic()
     stage.server.roll_back()
     await asyncio.sleep(IN_FLIGHT_S)
@@ -191,6 +201,17 @@ async def roll_back_redis(stage: Stage, row: Row, random: Random) -> bool:
     await stage.server_answers()
     await _all_go_on(stage, waits)
     return bool(waits)
+
+
+async def _goes_on(stage: Stage, job: LoadJob, tokens: int) -> bool:
+    """Wait for so many more tokens of a job in Redis; False if it has no more then."""
+    until_s = time.monotonic() + stage.options.patience_s
+    enough = await stage.published(job) + tokens
+    while (published := await stage.published(job)) < enough:
+        if job.ended or time.monotonic() > until_s:
+            return False
+        await asyncio.sleep(LOOK_S)
+    return published < len(job.answer.ids)
 
 
 async def pause_redis(stage: Stage, row: Row, random: Random) -> bool:
