@@ -44,11 +44,12 @@ def work(url: str, streams: int, tokens: int, rate: float) -> None:
     lease = Lease(connect(url, client_name="stub"), Keys(QUEUE), "stub")
     lease.register(info)
     jobs: list[tuple[str, int]] = []
+    bell_id = "0-0"
     while len(jobs) < streams:
-        reply = lease.step(StepCall(slots=SLOTS - len(jobs), tokens=10**9))
+        call = StepCall(slots=SLOTS - len(jobs), tokens=10**9)
+        reply = lease.wait_and_step(call, bell_id, 100)
         jobs += [(claim.job_id, claim.epoch) for claim in reply.claims]
-        if len(jobs) < streams:
-            lease.wait(reply.bell_id, 100)
+        bell_id = reply.bell_id
     begin_s = time.monotonic()
     for step in range(tokens):
         time.sleep(max(0.0, begin_s + step / rate - time.monotonic()))

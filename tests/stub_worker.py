@@ -89,9 +89,11 @@ class StubWorker:
         self._redis.close()
 
     def _work(self) -> None:
+        bell_id: str | None = None
         while not self._stopping.is_set():
             call = self._next_call()
-            reply = self._send(call)
+            reply = self._send(call, bell_id)
+            bell_id = None
             if reply is None:
                 return
             if reply.status == "rollback":
@@ -103,21 +105,17 @@ class StubWorker:
             self._settle(call, reply)
             self._take(reply)
             if not any(not self._waits(one) for one in self._held()):
-                self._wait(reply.bell_id)
+                bell_id = reply.bell_id
 
-    def _send(self, call: StepCall) -> StepReply | None:
+    def _send(self, call: StepCall, bell_id: str | None) -> StepReply | None:
         while True:
             try:
-                return self._lease.step(call)
+                if bell_id is None or self._lease.beat_due_ms() == 0:
+                    return self._lease.step(call)
+                return self._lease.wait_and_step(call, bell_id, 20)
             except RedisError:
                 if self._stopping.wait(0.02):
                     return None
-
-    def _wait(self, bell_id: str) -> None:
-        try:
-            self._lease.wait(bell_id, 20)
-        except RedisError:
-            self._stopping.wait(0.02)
 
     def _held(self) -> list[_Running]:
         return list(self._running.values())

@@ -133,6 +133,11 @@ class Worker:
     def step(self, **call) -> StepReply:
         return self.lease.step(StepCall(**call))
 
+    def is_rung(self, bell_id: str, timeout_ms: int) -> bool:
+        """Whether the bell, or a control message, comes by then; makes an empty step."""
+        reply = self.lease.wait_and_step(StepCall(), bell_id, timeout_ms)
+        return reply.bell_id != bell_id or bool(reply.controls)
+
     def claim(self, slots: int = 1, tokens: int = ALL_TOKENS) -> list[Claim]:
         return self.step(slots=slots, tokens=tokens, aged_slots=slots).claims
 

@@ -79,7 +79,7 @@ class Service:
                 for index, text in enumerate(PIECES):
                     self.worker.step(rows=[row(claim, index, 100 + index, text=text)])
                 self.worker.step(ends=[end(claim, len(PIECES), "length", text="!")])
-            self.worker.lease.wait(reply.bell_id, 50)
+            self.worker.is_rung(reply.bell_id, 50)
 
     def close(self) -> None:
         self.stop = True

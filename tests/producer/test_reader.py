@@ -7,6 +7,7 @@ import pytest
 from redis.asyncio import Redis as AsyncRedis
 from waiting import until
 
+from pagestream.producer import reader as reader_module
 from pagestream.producer.connection import connect_async
 from pagestream.producer.errors import JobLost, PagestreamError, QueueUnavailable
 from pagestream.producer.reader import BLOCK_MS, BUFFERED_ENTRIES, ENTRIES_PER_READ, Reader
@@ -54,7 +55,11 @@ def numbered(first: int, last: int) -> list[str]:
     return [f"1-{number}" for number in range(first, last + 1)]
 
 
-def test_a_new_stream_joins_a_waiting_connection_at_once(redis_url, keys):
+@pytest.mark.parametrize("again_s", [reader_module.UNBLOCK_AGAIN_S, 60.0])
+def test_a_new_stream_joins_a_waiting_connection_at_once(redis_url, keys, monkeypatch, again_s):
+    """However long ago the last one joined: nobody waits until an unblock is sent again."""
+    monkeypatch.setattr(reader_module, "UNBLOCK_AGAIN_S", again_s)
+
     async def run():
         async with Bench(redis_url) as bench:
             await bench.write(keys.out("a"), "0-1")

@@ -8,6 +8,7 @@ import pytest
 from wire_tools import ALL_TOKENS, Worker, end, row
 
 from pagestream.producer.connection import connect
+from pagestream.worker.queue.calls import StepCall
 
 
 def names(claims) -> list[str]:
@@ -327,12 +328,13 @@ def test_a_thousand_useless_entries_do_not_hide_the_job_behind_them(wire, keys, 
     claimed = []
     bell_id = "0-0"
     for _ in range(3):
-        assert worker.lease.wait(bell_id, 1), "the bell says that there is more"
-        reply = worker.step(slots=10, tokens=ALL_TOKENS)
+        call = StepCall(slots=10, tokens=ALL_TOKENS)
+        reply = worker.lease.wait_and_step(call, bell_id, 1)
+        assert reply.bell_id != bell_id, "the bell says that there is more"
         claimed += names(reply.claims)
         bell_id = reply.bell_id
     assert claimed == ["first", "last"]
-    assert not worker.lease.wait(bell_id, 1)
+    assert not worker.is_rung(bell_id, 1)
 
 
 def test_a_key_of_another_type_harms_nobody(wire, keys, redis_client):

@@ -154,9 +154,9 @@ def test_reaping_rings_the_bell(wire):
     dead.claim_one()
     bell_id = alive.step().bell_id
     dead.die()
-    assert not alive.lease.wait(bell_id, 1)
+    assert not alive.is_rung(bell_id, 1)
     alive.lease.reap(())
-    assert alive.lease.wait(bell_id, 1)
+    assert alive.is_rung(bell_id, 1)
 
 
 def test_a_job_of_ours_that_we_do_not_run_goes_back_uncounted(wire):
@@ -332,22 +332,22 @@ def test_wait_returns_for_the_bell_and_for_control(wire):
     wire.submit("job")
     worker = Worker(wire)
     bell_id = worker.step(slots=1, tokens=ALL_TOKENS).bell_id
-    assert not worker.lease.wait(bell_id, 1)
+    assert not worker.is_rung(bell_id, 1)
     wire.submit("more")
-    assert worker.lease.wait(bell_id, 60_000)
+    assert worker.is_rung(bell_id, 60_000)
     bell_id = worker.step().bell_id
-    assert not worker.lease.wait(bell_id, 1)
+    assert not worker.is_rung(bell_id, 1)
     wire.cancel("job")
-    assert worker.lease.wait(bell_id, 60_000)
+    assert worker.is_rung(bell_id, 60_000)
     worker.step()
-    assert not worker.lease.wait(bell_id, 1)
+    assert not worker.is_rung(bell_id, 1)
 
 
 def test_wait_wakes_for_a_submit_in_the_meantime(wire, redis_url):
     worker = Worker(wire)
     bell_id = worker.step().bell_id
     woken: list[bool] = []
-    thread = threading.Thread(target=lambda: woken.append(worker.lease.wait(bell_id, 5_000)))
+    thread = threading.Thread(target=lambda: woken.append(worker.is_rung(bell_id, 5_000)))
     thread.start()
     with connect(redis_url, client_name="producer") as client:
         while not client.info("clients")["blocked_clients"]:

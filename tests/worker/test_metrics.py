@@ -15,7 +15,7 @@ from wire_tools import Worker as WireWorker
 from worker_harness import Client, Worker
 
 from pagestream.producer.keys import Keys
-from pagestream.worker.messages import Load, Ready
+from pagestream.worker.messages import Load, Ready, Step
 from pagestream.worker.metrics import COUNTERS, HISTOGRAMS, WorkerCollector
 from pagestream.worker.queue.meter import Meter
 
@@ -208,7 +208,7 @@ def test_histograms_are_cumulative_and_ratios_are_ratios() -> None:
     for value in (0.0004, 0.003, 0.003, 99.0):
         meter.publish_lag.observe(value)
     meter.held = 1
-    meter.heard(Load(step=1, running=1, free_blocks=4, used_slots=72, allocated_slots=96), 0.0)
+    meter.heard(Step([], Load(step=1, running=1, free_blocks=4, used_slots=72, allocated_slots=96)))
     families = {
         one.name: one for one in WorkerCollector(meter, lambda: READY, "m", "w", str).collect()
     }

@@ -1,44 +1,50 @@
 """The engine process: frames both ways, and every way it can end."""
 
 import os
-import queue
 import signal
 import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from our_processes import cpu_ticks
 from stub_engine import StubOptions, build_stub, expected_ids
 
-from pagestream.worker.frames import frames
-from pagestream.worker.messages import Abort, Add, Drain, Fatal, Ready, Sampling, Step
+from pagestream.worker.frames import Incoming, Outbox
+from pagestream.worker.messages import Abort, Add, Fatal, Ready, Sampling, Step
 from pagestream.worker.process import EXIT_CONFIG, EXIT_FATAL, Died, EngineProcess
+from pagestream.worker.queue.inbox import Inbox
 
 TIMEOUT_S = 20.0
 
 
 class Parent:
-    """An engine process and what it posted."""
+    """An engine process and what it said."""
 
-    def __init__(self, options: StubOptions) -> None:
-        self.events: queue.Queue[object] = queue.Queue()
-        self.gate = threading.Event()
-        self.gate.set()
-        self.engine = EngineProcess(partial(build_stub, options), self._post)
+    def __init__(self, options: StubOptions, **more: Any) -> None:
+        self.inbox = Inbox()
+        self.engine = EngineProcess(partial(build_stub, options), self.inbox.put, **more)
+        self.inbox.listen_to(self.engine)
         self.engine.start()
-
-    def _post(self, event: object, size_bytes: int) -> None:
-        self.gate.wait(TIMEOUT_S)
-        self.events.put(event)
+        self.events: deque[object] = deque()
 
     def next(self) -> object:
-        return self.events.get(timeout=TIMEOUT_S)
+        deadline = time.monotonic() + TIMEOUT_S
+        while not self.events:  # the end, or half a message, wakes the inbox as well
+            assert time.monotonic() < deadline, "the engine says nothing"
+            self.events.extend(self.inbox.take(TIMEOUT_S))
+        return self.events.popleft()
+
+    def close(self) -> None:
+        self.engine.stop()
+        self.inbox.close()
 
     def until_died(self) -> tuple[list[object], Died]:
         seen: list[object] = []
@@ -63,12 +69,11 @@ def parents() -> Iterator[list[Parent]]:
     made: list[Parent] = []
     yield made
     for parent in made:
-        parent.gate.set()
-        parent.engine.stop()
+        parent.close()
 
 
-def start(parents: list[Parent], options: StubOptions | None = None) -> Parent:
-    parents.append(Parent(options or StubOptions()))
+def start(parents: list[Parent], options: StubOptions | None = None, **more: Any) -> Parent:
+    parents.append(Parent(options or StubOptions(), **more))
     return parents[-1]
 
 
@@ -88,7 +93,7 @@ def test_an_engine_without_memory_names_the_request(parents: list[Parent]) -> No
     assert died == Died(EXIT_FATAL, fatal.message, "big")
 
 
-def test_requests_run_and_the_child_drains(parents: list[Parent]) -> None:
+def test_requests_run_beside_each_other(parents: list[Parent]) -> None:
     parent = start(parents)
     assert isinstance(parent.next(), Ready)
     wanted = {name: add(name, tokens=30) for name in ("a", "bb", "ccc")}
@@ -97,11 +102,6 @@ def test_requests_run_and_the_child_drains(parents: list[Parent]) -> None:
     assert parent.tokens(3) == {
         name: expected_ids(message.prompt_ids, message.sampling) for name, message in wanted.items()
     }
-    parent.engine.send(add("d", tokens=50))
-    parent.engine.send(Drain())
-    seen, died = parent.until_died()
-    assert died == Died(0, "")
-    assert sum(len(o.token_ids) for s in seen if isinstance(s, Step) for o in s.outputs) == 50
 
 
 def test_abort_and_resume(parents: list[Parent]) -> None:
@@ -172,9 +172,7 @@ def test_killed_child(parents: list[Parent]) -> None:
     parent.engine.send(add("a"))  # no error: `Died` said it
 
 
-def test_the_child_ends_with_its_socket_even_when_stalled(
-    parents: list[Parent], tmp_path: Path
-) -> None:
+def test_a_stalled_child_ends_at_once(parents: list[Parent], tmp_path: Path) -> None:
     stall = tmp_path / "stall"
     stall.touch()
     parent = start(parents, StubOptions(stall_file=stall))
@@ -183,8 +181,20 @@ def test_the_child_ends_with_its_socket_even_when_stalled(
     began = time.monotonic()
     parent.engine.stop()
     assert time.monotonic() - began < 4
-    assert parent.until_died()[1].exit_code == 0
     assert parent.engine.pid is None
+
+
+def test_the_child_ends_with_its_socket(parents: list[Parent]) -> None:
+    """Whatever became of the parent: idle, and in the middle of a request."""
+    for tokens in (0, 10**6):
+        parent = start(parents, StubOptions(max_model_tokens=10**7))
+        parent.next()
+        if tokens:
+            parent.engine.send(add("a", tokens=tokens))
+            parent.next()
+        assert parent.engine.readable
+        parent.engine.readable.shutdown(socket.SHUT_WR)
+        assert parent.until_died()[1] == Died(0, "")
 
 
 def test_the_child_ignores_the_signals_of_its_group(parents: list[Parent]) -> None:
@@ -226,9 +236,9 @@ def test_an_engine_that_does_not_read_holds_nobody_up(parents: list[Parent]) -> 
 
 def test_a_parent_that_does_not_read_stops_the_engine(parents: list[Parent]) -> None:
     # Steps of 64 requests and 64 tokens each are large frames: socket and outbox fill at once.
-    parent = start(parents, StubOptions(max_model_tokens=10**6, run_ahead_tokens=64))
+    options = StubOptions(max_model_tokens=10**6, run_ahead_tokens=64)
+    parent = start(parents, options, outbox_bytes=2**20)
     parent.next()
-    parent.gate.clear()
     for index in range(64):
         parent.engine.send(add("x" * (index + 1), tokens=64 * 2000))
     before = -1
@@ -241,14 +251,14 @@ def test_a_parent_that_does_not_read_stops_the_engine(parents: list[Parent]) -> 
         before = ticks
         time.sleep(0.1)
     assert steps == 3, "the engine never stopped"
-    parent.gate.set()
     for _ in range(200):
         assert isinstance(parent.next(), Step)
 
 
-def test_frames_are_cut_anywhere_and_a_partial_last_one_is_dropped() -> None:
+def test_messages_are_cut_anywhere_and_a_partial_last_one_is_dropped() -> None:
     ours, theirs = socket.socketpair()
-    bodies = [b"", b"a" * 5, b"b" * 70_000, b"c"]
+    sent = [b"", b"a" * 5, b"b" * 700_000, b"c"]
+    bodies = [msgspec.msgpack.encode(one) for one in sent]
     stream = b"".join(struct.pack(">I", len(body)) + body for body in bodies) + b"\0\0\0\x09half"
 
     def write() -> None:
@@ -259,8 +269,47 @@ def test_frames_are_cut_anywhere_and_a_partial_last_one_is_dropped() -> None:
     writer = threading.Thread(target=write)
     writer.start()
     with ours:
-        assert list(frames(ours)) == bodies
+        incoming = Incoming(ours, bytes)
+        taken: list[bytes] = []
+        while not incoming.has_ended:
+            taken += incoming.take(wait=True)
+        assert taken == sent
+        assert incoming.take(wait=True) == incoming.take(wait=False) == []
     writer.join()
+
+
+def test_nothing_is_waited_for_unless_asked() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        incoming = Incoming(ours, bytes)
+        assert incoming.take(wait=False) == []
+        theirs.sendall(b"\0\0\0\x03\xc4")
+        assert incoming.take(wait=False) == []
+        theirs.sendall(b"\x01a")
+        assert incoming.take(wait=False) == [b"a"]
+        assert not incoming.has_ended
+
+
+def test_what_waits_to_be_sent_is_bounded_in_bytes_and_in_age() -> None:
+    for bounds in ({"max_bytes": 1.0}, {"max_age_s": 0.0}):
+        ours, theirs = socket.socketpair()
+        outbox = Outbox(ours, **bounds)
+        large = Fatal("x" * 2**22)
+        outbox.put(large)  # what the socket does not take waits
+        late = threading.Thread(target=outbox.put, args=(large,), daemon=True)
+        late.start()
+        late.join(0.1)
+        assert late.is_alive()
+        incoming = Incoming(theirs, Fatal)
+        taken: list[object] = []
+        while len(taken) < 2:
+            taken += incoming.take(wait=True)
+        late.join(TIMEOUT_S)
+        assert not late.is_alive()
+        assert taken == [large, large]
+        outbox.close()
+        ours.close()
+        theirs.close()
 
 
 def test_messages_survive_the_encoding() -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pagestream.producer import QueueUnavailable, RedisFull
 from pagestream.producer.keys import Keys
 from pagestream.worker.chaos.processes import engine_pid
 from pagestream.worker.messages import Sampling
-from pagestream.worker.queue.inbox import Inbox
+from pagestream.worker.process import EngineProcess
 
 SLOW = StubOptions(step_s=0.004)
 TOKENS = 300
@@ -129,16 +130,21 @@ def test_an_append_only_file_that_cannot_grow_stops_writes_and_readiness(
 
 
 def test_a_server_that_stands_still_for_long_stops_the_engine_not_the_worker(
-    server: RedisServer, client: Client, keys: Keys, tmp_path: Path
+    server: RedisServer,
+    client: Client,
+    keys: Keys,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What waits to be written has a bound; probes say what is wrong; then everything goes on."""
     assert server.process is not None
     port, jobs, tokens = free_port(), [f"j{index}" for index in range(8)], 30_000
     flags = {"health_port": port, "heartbeat_ttl": 1.0}
     quick = StubOptions(max_model_tokens=10**5, num_blocks=10**5, run_ahead_tokens=32)
-    bounded = Inbox(max_bytes=20_000)
+    bounded = partial(EngineProcess, outbox_bytes=20_000)
+    monkeypatch.setattr("pagestream.worker.service.EngineProcess", bounded)
     url = f"{server.url}?socket_timeout=0.5"
-    with working(url, keys, tmp_path, quick, flags=flags, inbox=bounded):
+    with working(url, keys, tmp_path, quick, flags=flags):
         for index, job_id in enumerate(jobs):
             client.submit(
                 job_id, prompt_ids=[index], sampling={"max_tokens": tokens, "ignore_eos": True}
@@ -149,13 +155,14 @@ def test_a_server_that_stands_still_for_long_stops_the_engine_not_the_worker(
             engine = engine_pid(os.getpid())
             until(lambda: ask(port, "/readyz") == 503)
             until(lambda: is_asleep(engine))
-            assert bounded._bytes < 20_000 + 2_000, "the bound, and a frame"
+            stopped_ticks = cpu_ticks(engine)
             assert ask(port, "/livez") == 200
         finally:
             server.process.send_signal(signal.SIGCONT)
         for index, job_id in enumerate(jobs):
             wanted = expected_ids([index], Sampling(max_tokens=tokens))
             assert client.result(job_id).ids == wanted
+        assert cpu_ticks(engine) > stopped_ticks, "it had not ended, and went on"
         until(lambda: ask(port, "/readyz") == 200)
 
 

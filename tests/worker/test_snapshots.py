@@ -12,7 +12,7 @@ from pagestream.worker.engine.blocks import BlockPool
 from pagestream.worker.engine.request import Request
 from pagestream.worker.engine.scheduler import Scheduler
 from pagestream.worker.engine.view import MOST_CELLS
-from pagestream.worker.messages import Load, Sampling
+from pagestream.worker.messages import Load, Sampling, Step
 from pagestream.worker.queue.meter import Histogram, Meter
 
 SLOW = StubOptions(step_s=0.004, num_blocks=65, max_running=2)
@@ -81,9 +81,9 @@ def test_a_histogram_counts_by_upper_bound() -> None:
 
 def test_counters_go_on_over_an_engine_that_begins_again() -> None:
     meter = Meter()
-    meter.heard(Load(step=5, preemptions=2, prefill_tokens=50, out_of_memory=3), 0.0)
-    meter.heard(Load(step=7, preemptions=3, prefill_tokens=70, out_of_memory=4), 0.0)
-    meter.heard(Load(step=2, preemptions=1, prefill_tokens=10, out_of_memory=1), 0.0)
+    meter.heard(Step([], Load(step=5, preemptions=2, prefill_tokens=50, out_of_memory=3)))
+    meter.heard(Step([], Load(step=7, preemptions=3, prefill_tokens=70, out_of_memory=4)))
+    meter.heard(Step([], Load(step=2, preemptions=1, prefill_tokens=10, out_of_memory=1)))
     assert (meter.steps, meter.preemptions, meter.prefill_tokens) == (9, 4, 80)
     assert meter.out_of_memory == 5
 

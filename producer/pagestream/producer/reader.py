@@ -34,6 +34,8 @@ BLOCK_MS = 1_000
 """The longest wait in one call, and how often silent streams are looked at."""
 ANSWER_MS = 5_000
 """How long the server may take to answer, beyond the wait it was asked for."""
+UNBLOCK_AGAIN_S = 0.001
+"""A CLIENT UNBLOCK that came before the wait it was to end is sent again, with growing pauses."""
 RECONNECT_MS = 60_000
 """How long readers sit out an outage before they get `QueueUnavailable`."""
 
@@ -171,7 +173,11 @@ class _Line:
         """The next call must name other streams than the one under way."""
         self._waiting_as: int | None = None
         """Client id of the connection while a call is under way."""
-        self._poker: asyncio.Task[None] | None = None
+        self._call = 0
+        """Calls so far."""
+        self._poked_call = 0
+        """The one that is being ended, or was."""
+        self._pokers: set[asyncio.Task[None]] = set()
         self._checked_at = time.monotonic()
         self._task = asyncio.create_task(self._run(), name="pagestream-reader")
 
@@ -200,19 +206,22 @@ class _Line:
     def poke(self) -> None:
         """Make the task look at its feeds again, ending its wait if it is in one."""
         self._changed.set()
-        if self._waiting_as is not None and (self._poker is None or self._poker.done()):
-            self._poker = asyncio.create_task(self._end_wait(), name="pagestream-unblock")
+        if self._waiting_as is not None and self._poked_call != self._call:
+            self._poked_call = self._call
+            poker = asyncio.create_task(self._end_call(self._call), name="pagestream-unblock")
+            self._pokers.add(poker)
+            poker.add_done_callback(self._pokers.discard)
 
     async def aclose(self) -> None:
-        for task in (self._poker, self._task):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        tasks = [*self._pokers, self._task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _end_wait(self) -> None:
+    async def _end_call(self, call: int) -> None:
         """Send CLIENT UNBLOCK until the call has ended: it may arrive before the call it is for."""
-        pause_s = 0.001
-        while self._changed.is_set() and (client := self._waiting_as) is not None:
+        pause_s = UNBLOCK_AGAIN_S
+        while self._call == call and (client := self._waiting_as) is not None:
             try:
                 await self._unblock(client)
             except (RedisError, OSError) as error:
@@ -296,6 +305,7 @@ class _Line:
             *("XREAD", "COUNT", ENTRIES_PER_READ, "BLOCK", BLOCK_MS, "STREAMS"), *reading, *cursors
         )
         self._waiting_as = client
+        self._call += 1
         if self._changed.is_set():  # somebody joined while the command was being sent
             self.poke()
         reply = await connection.read_response(disable_decoding=True)

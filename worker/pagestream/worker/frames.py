@@ -1,14 +1,16 @@
-"""Frames on a socket: a length, and that many bytes; and a way to send them without waiting.
+"""Frames on a socket: a length, and that many bytes; both ends of it, for whole messages.
 
 This module knows no processes; what is in a frame is `messages`.
 """
 
 import logging
-import queue
 import socket
 import struct
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -20,22 +22,38 @@ _LENGTH = struct.Struct(">I")
 _READ_BYTES = 1 << 18
 
 
-def _frame(body: bytes) -> bytes:
-    return _LENGTH.pack(len(body)) + body
+class Incoming:
+    """The messages that arrive on a socket. For one thread."""
 
+    def __init__(self, end: socket.socket, kind: Any) -> None:
+        """`kind` is what the messages are: `ToEngine` or `FromEngine`."""
+        self._end = end
+        self._decode = msgspec.msgpack.Decoder(kind).decode
+        self._buffer = bytearray()
+        self.has_ended = False
+        """The other end is gone; a last partial frame is dropped."""
 
-def frames(end: socket.socket) -> Iterator[bytes]:
-    """Give whole frames until the end of the stream; a last partial frame is dropped."""
-    buffer = bytearray()
-    while True:
-        try:
-            data = end.recv(_READ_BYTES)
-        except OSError:
-            return
-        if not data:
-            return
-        buffer += data
-        start = 0
+    def take(self, *, wait: bool) -> list[Any]:
+        """Return every whole message that is there; wait for one, or for the end, if `wait`."""
+        taken: list[Any] = []
+        while not self.has_ended:
+            must_wait = wait and not taken
+            try:
+                data = self._end.recv(_READ_BYTES, 0 if must_wait else socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            self.has_ended = not data
+            self._buffer += data
+            taken += map(self._decode, self._cut())
+            if len(data) < _READ_BYTES and (taken or not wait):
+                break
+        return taken
+
+    def _cut(self) -> Iterator[bytes]:
+        """Take whole frames off the buffer."""
+        buffer, start = self._buffer, 0
         while len(buffer) - start >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(buffer, start)
             stop = start + _LENGTH.size + size
@@ -50,22 +68,36 @@ class Outbox:
     """A way to send: at once where the socket has room, behind what waits otherwise.
 
     A thread of its own would have to wait for the interpreter's lock, which the engine holds while
-    it launches the next step: tokens would lie until then.
+    it launches the next step: tokens would lie until then. What waits may be bounded, in bytes and
+    in age.
     """
 
-    def __init__(self, end: socket.socket, *, limit_frames: int = 0) -> None:
-        """`put` blocks while so many frames wait; 0: it never does."""
+    def __init__(
+        self,
+        end: socket.socket,
+        *,
+        max_bytes: float = float("inf"),
+        max_age_s: float = float("inf"),
+    ) -> None:
+        """`put` blocks while those that wait are too many or too old."""
         self._end = end
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
         self._encoder = msgspec.msgpack.Encoder()
-        self._waiting: queue.Queue[bytes | None] = queue.Queue(limit_frames)
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[float, bytes]] = deque()
+        """When each began to wait, and what is left of it; the first is being sent."""
+        self._bytes = 0
+        self._is_closed = False
         self._thread = threading.Thread(target=self._send_waiting, name="sender", daemon=True)
         self._thread.start()
 
     def put(self, message: FromEngine | ToEngine) -> None:
         """Send a message, or drop it if the other end is gone. For one thread."""
-        frame = _frame(self._encoder.encode(message))
+        body = self._encoder.encode(message)
+        frame = _LENGTH.pack(len(body)) + body
         sent = 0
-        if not self._waiting.unfinished_tasks:
+        if not self._waiting:
             try:
                 sent = self._end.send(frame, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -74,21 +106,42 @@ class Outbox:
                 logger.debug("nobody takes messages any more: %s", error)
                 return
         if sent < len(frame):
-            self._waiting.put(frame[sent:])
+            with self._changed:
+                self._changed.wait_for(lambda: not self._is_full())
+                self._waiting.append((time.monotonic(), frame[sent:]))
+                self._bytes += len(frame) - sent
+                self._changed.notify_all()
 
     def join(self) -> None:
         """Wait until everything has been sent."""
-        self._waiting.join()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting)
 
     def close(self) -> None:
         """End the thread, once the socket is shut down."""
-        self._waiting.put(None)
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
         self._thread.join()
 
+    def _is_full(self) -> bool:
+        if not self._waiting:
+            return False
+        age_s = time.monotonic() - self._waiting[0][0]
+        return self._bytes >= self._max_bytes or age_s > self._max_age_s
+
     def _send_waiting(self) -> None:
-        while (rest := self._waiting.get()) is not None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                if not self._waiting:
+                    return
+                _, rest = self._waiting[0]
             try:
                 self._end.sendall(rest)
             except OSError as error:
                 logger.debug("nobody takes messages any more: %s", error)
-            self._waiting.task_done()
+            with self._changed:
+                self._waiting.popleft()
+                self._bytes -= len(rest)
+                self._changed.notify_all()

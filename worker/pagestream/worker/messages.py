@@ -1,10 +1,11 @@
 """What the queue process and the engine process say to each other.
 
 Length-prefixed msgpack frames on a socketpair: a 4-byte big-endian length, then one tagged struct.
-Parent to engine: `Add`, `Abort`, `Drain`, `Look`. Back: `Ready`, `Step`, `View`, `Fatal`.
+Parent to engine: `Add`, `Abort`, `Look`. Back: `Ready`, `Step`, `View`, `Fatal`.
 This module knows no sockets' owners, no Redis and no torch.
 """
 
+import time
 from typing import Literal
 
 import msgspec
@@ -40,10 +41,6 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     """Stop these requests and free their blocks; nothing more is said of them."""
 
     request_ids: list[str]
-
-
-class Drain(msgspec.Struct, frozen=True, tag=True):
-    """Exit once nothing runs."""
 
 
 class Look(msgspec.Struct, frozen=True, tag=True):
@@ -108,6 +105,8 @@ class Step(msgspec.Struct, frozen=True, tag=True):
 
     outputs: list[Output]
     load: Load
+    made_s: float = msgspec.field(default_factory=time.monotonic)
+    """When it had ended, on the monotonic clock that a host's processes share."""
 
 
 class RequestView(msgspec.Struct, frozen=True, array_like=True):
@@ -145,5 +144,5 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
     """The request for which there was no memory, if that is why."""
 
 
-ToEngine = Add | Abort | Drain | Look
+ToEngine = Add | Abort | Look
 FromEngine = Ready | Step | View | Fatal

@@ -1,39 +1,38 @@
 """The engine in a process of its own, on a socketpair.
 
 The parent never waits for the engine and the engine never waits for the parent, up to a bound: what
-the socket does not take at once goes through a small thread. The engine's outbox is bounded, so a
-parent that stops reading stops it; the parent's holds no more than the requests it has. The child
-ends when the socket does, whatever ended the parent. This module knows no Redis and no torch; the
-frames are those of `messages`.
+the socket does not take at once goes through a small thread. What the engine has to say is bounded,
+so a parent that stops reading stops it; what the parent has, by the requests there are. Each reads
+its socket on the thread that acts on it: a thread between would cost every message a change of
+thread. The child ends when the socket does, whatever ended the parent. This module knows no Redis
+and no torch; the frames are those of `messages`.
 """
 
 import ctypes
 import logging
 import multiprocessing
 import os
-import queue
 import signal
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple, Protocol
 
-import msgspec
-
 from pagestream.producer.errors import PagestreamError
 
 from .errors import OutOfMemory
-from .frames import Outbox, frames
-from .messages import Abort, Add, Fatal, FromEngine, Load, Look, Output, Ready, Step, ToEngine, View
+from .frames import Incoming, Outbox
+from .messages import Abort, Add, Fatal, FromEngine, Load, Output, Ready, Step, ToEngine, View
 
 logger = logging.getLogger(__name__)
 
-OUTBOX_STEPS = 64
-"""Steps the engine may be ahead of a parent that does not read."""
+OUTBOX_BYTES = 64 * 2**20
+OUTBOX_AGE_S = 60.0
+"""What the engine may have to say to a parent that does not read; then it stops."""
 
 EXIT_FATAL = 70
 """Exit status of an engine process that failed: its `Fatal` holds the traceback."""
@@ -85,33 +84,51 @@ class Died(NamedTuple):
 
 
 class EngineProcess:
-    """The parent's end. Frames and `Died` go to `post`, from a thread of this object.
-
-    `post(event, size_bytes)` may block: the engine's socket is then not read.
-    """
+    """The parent's end; for one thread, but `kill` may be called from any."""
 
     def __init__(
-        self, build: Callable[[], EngineLike], post: Callable[[FromEngine | Died, int], None]
+        self,
+        build: Callable[[], EngineLike],
+        post: Callable[[Died], None],
+        *,
+        outbox_bytes: int = OUTBOX_BYTES,
     ) -> None:
-        """`build` is called in the child, so it must be picklable."""
+        """Prepare; `start` comes next.
+
+        Args:
+            build: called in the child, so it must be picklable.
+            post: told of the end, from a thread of this object, once `take` has given all there is.
+            outbox_bytes: what the engine may have to say to a parent that does not read.
+        """
         self._build = build
         self._post = post
+        self._outbox_bytes = outbox_bytes
         self._socket: socket.socket | None = None
+        self._incoming: Incoming | None = None
         self._outbox: Outbox | None = None
         self._process: BaseProcess | None = None
-        self._reader: threading.Thread | None = None
+        self._waiter: threading.Thread | None = None
+        self._fatal = Fatal("")
 
     @property
     def pid(self) -> int | None:
         """The child's process id."""
         return self._process.pid if self._process else None
 
+    @property
+    def readable(self) -> socket.socket | None:
+        """What to wait for: `take` has something to give once it can be read."""
+        return None if self._waiter is not None else self._socket
+
     def start(self) -> None:
-        """Spawn the child; `Ready`, or `Fatal` and `Died`, will be posted."""
+        """Spawn the child; it will say `Ready`, or `Fatal` and end."""
         assert self._socket is None, "stop() the engine process before starting another"
         ours, theirs = socket.socketpair()
         process = multiprocessing.get_context("spawn").Process(
-            target=_child, args=(theirs, self._build, os.getpid()), name="engine", daemon=True
+            target=_child,
+            args=(theirs, self._build, os.getpid(), self._outbox_bytes),
+            name="engine",
+            daemon=True,
         )
         # The child inherits the mask and unblocks it once it ignores them: a Ctrl-C is the
         # parent's.
@@ -122,19 +139,32 @@ class EngineProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._socket, self._process = ours, process
-        self._outbox = Outbox(ours)
-        self._reader = threading.Thread(
-            target=self._read, args=(ours, process), name="engine-reader", daemon=True
-        )
-        self._reader.start()
+        self._outbox, self._incoming = Outbox(ours), Incoming(ours, FromEngine)
+        self._fatal = Fatal("")
 
     def send(self, message: ToEngine) -> None:
-        """Send a message, without waiting for an engine that does not read. For one thread.
+        """Send a message, without waiting for an engine that does not read.
 
         A dead engine is not an error here: `Died` has been or will be posted.
         """
         assert self._outbox is not None, "start() the engine process first"
         self._outbox.put(message)
+
+    def take(self) -> list[FromEngine]:
+        """Return what the engine has said; never waits."""
+        if self._incoming is None or self._process is None or self._waiter is not None:
+            return []
+        events: list[FromEngine] = self._incoming.take(wait=False)
+        for event in events:
+            if isinstance(event, Fatal):
+                self._fatal = event
+        if self._incoming.has_ended:
+            # A process may take long to end, or never, when its driver does not return.
+            self._waiter = threading.Thread(
+                target=self._await_end, args=(self._process,), name="engine-waiter", daemon=True
+            )
+            self._waiter.start()
+        return events
 
     def kill(self) -> None:
         """SIGKILL: for an engine that does not answer."""
@@ -142,58 +172,45 @@ class EngineProcess:
             self._process.kill()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Close the socket, which ends the child; kill it after `timeout_s`.
+        """End the child, which has nothing to put in order.
 
-        A child that the system cannot end (its driver does not return) is left behind.
+        One that the system cannot end (its driver does not return) is left behind after
+        `timeout_s`.
         """
-        if self._socket is None or self._process is None or self._reader is None:
+        if self._socket is None or self._process is None:
             return
         assert self._outbox is not None, "it is made with the socket"
-        # Wakes our threads and ends the child's; close() alone would do neither.
-        self._shutdown(self._socket)
+        with suppress(OSError):  # the other end may be gone already
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the outbox; close() alone would not
         self._outbox.close()
+        self._process.kill()
         self._process.join(timeout_s)
-        if self._process.exitcode is None:
-            self._process.kill()
-            self._process.join(timeout_s)
-        if self._reader is not threading.current_thread():
-            self._reader.join(timeout_s)
+        if self._waiter is not None:
+            self._waiter.join(timeout_s)
         self._socket.close()
         if self._process.exitcode is not None:
             self._process.close()
-        self._socket = self._outbox = self._process = self._reader = None
+        self._socket = self._incoming = self._outbox = self._process = self._waiter = None
 
-    @staticmethod
-    def _shutdown(end: socket.socket) -> None:
-        with suppress(OSError):  # the other end may be gone already
-            end.shutdown(socket.SHUT_RDWR)
-
-    def _read(self, end: socket.socket, process: BaseProcess) -> None:
-        decoder = msgspec.msgpack.Decoder(FromEngine)
-        fatal = Fatal("")
-        for body in frames(end):
-            event = decoder.decode(body)
-            if isinstance(event, Fatal):
-                fatal = event
-            self._post(event, len(body))
+    def _await_end(self, process: BaseProcess) -> None:
         process.join()
-        self._post(Died(process.exitcode or 0, fatal.message, fatal.request_id), 0)
+        self._post(Died(process.exitcode or 0, self._fatal.message, self._fatal.request_id))
 
 
 # The child's side.
 
 
-def _child(end: socket.socket, build: Callable[[], EngineLike], parent_pid: int) -> None:
+def _child(
+    end: socket.socket, build: Callable[[], EngineLike], parent_pid: int, outbox_bytes: int
+) -> None:
     """Main function of the engine process."""
     for signum in _SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     _die_with_parent(parent_pid)
-    incoming: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
-    outbox = Outbox(end, limit_frames=OUTBOX_STEPS)
-    threading.Thread(target=_receive, args=(end, incoming), name="receiver", daemon=True).start()
+    outbox = Outbox(end, max_bytes=outbox_bytes, max_age_s=OUTBOX_AGE_S)
     try:
-        _serve(build(), incoming, outbox)
+        _serve(build(), Incoming(end, ToEngine), outbox)
         status = 0
     except OutOfMemory as error:
         _print_traceback()
@@ -216,14 +233,13 @@ def _print_traceback() -> str:
     return text
 
 
-def _serve(engine: EngineLike, incoming: queue.SimpleQueue[ToEngine], outbox: Outbox) -> None:
-    """Take messages and run steps until told to drain and nothing runs."""
+def _serve(engine: EngineLike, incoming: Incoming, outbox: Outbox) -> None:
+    """Take messages and run steps until the parent is gone, or has closed its end."""
     ready = engine.ready()
     outbox.put(ready)
     load = Load(free_blocks=ready.num_blocks)
-    draining = False
-    while not (draining and not engine.has_work):
-        for message in _waiting(incoming, block=not engine.has_work):
+    while not incoming.has_ended:
+        for message in incoming.take(wait=not engine.has_work):
             if isinstance(message, Add):
                 try:
                     engine.add(message)
@@ -234,31 +250,12 @@ def _serve(engine: EngineLike, incoming: queue.SimpleQueue[ToEngine], outbox: Ou
                     outbox.put(Step([refused], load))
             elif isinstance(message, Abort):
                 engine.abort(message.request_ids)
-            elif isinstance(message, Look):
-                outbox.put(engine.view())
             else:
-                draining = True
+                outbox.put(engine.view())
         if engine.has_work:
             step = engine.step()
             load = step.load
             outbox.put(step)
-
-
-def _waiting(incoming: queue.SimpleQueue[ToEngine], *, block: bool) -> Iterator[ToEngine]:
-    """Every message that waits; the first is waited for if `block`."""
-    try:
-        yield incoming.get(block)
-        while True:
-            yield incoming.get_nowait()
-    except queue.Empty:
-        return
-
-
-def _receive(end: socket.socket, incoming: queue.SimpleQueue[ToEngine]) -> None:
-    decoder = msgspec.msgpack.Decoder(ToEngine)
-    for body in frames(end):
-        incoming.put(decoder.decode(body))
-    os._exit(0)  # the parent is gone, or has closed its end
 
 
 def _die_with_parent(parent_pid: int) -> None:

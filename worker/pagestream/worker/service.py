@@ -89,7 +89,8 @@ def serve(
     build: Callable[[EngineConfig], EngineLike],
 ) -> int:
     """Serve until `stop` says so, and return the exit status; whoever sets it wakes the inbox."""
-    engine = EngineProcess(partial(build, settings.engine_config()), inbox.put_frame)
+    engine = EngineProcess(partial(build, settings.engine_config()), inbox.put)
+    inbox.listen_to(engine)
     monitor = Monitor(settings.redis_url, answer_s=settings.heartbeat_ttl)
     try:
         with probes(settings.health_port, monitor.health, monitor.pages), exporting():

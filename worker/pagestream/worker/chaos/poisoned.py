@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from ..messages import Add, FromEngine, Ready, Step, View
+from ..messages import Add, Ready, Step, View
 from ..process import Died, EngineLike, EngineProcess
 from .programs import run_program
 
@@ -71,9 +72,10 @@ def poison(job_id: str, deaths: Path) -> None:
     def start_poisoned(
         self: EngineProcess,
         build: Callable[[], EngineLike],
-        post: Callable[[FromEngine | Died, int], None],
+        post: Callable[[Died], None],
+        **options: Any,
     ) -> None:
-        start(self, partial(PoisonedEngine, build, job_id, deaths), post)
+        start(self, partial(PoisonedEngine, build, job_id, deaths), post, **options)
 
     EngineProcess.__init__ = start_poisoned
 

@@ -13,7 +13,6 @@ from ..process import Died
 from .backoff import Patience
 from .credit import Credit
 from .held import Held
-from .inbox import Inbox
 from .intake import Intaken
 from .lease import Lease
 from .meter import Meter
@@ -33,7 +32,6 @@ class EngineJobs:
         credit: Credit,
         lease: Lease,
         patience: Patience,
-        inbox: Inbox,
         meter: Meter,
     ) -> None:
         self._engine = engine
@@ -41,7 +39,6 @@ class EngineJobs:
         self._credit = credit
         self._lease = lease
         self._patience = patience
-        self._inbox = inbox
         self._meter = meter
         self._promised_tokens = credit.ready.max_model_tokens
 
@@ -66,9 +63,9 @@ class EngineJobs:
         """The engine ended a step."""
         self._engine.heard()
         self._credit.load = step.load
-        self._meter.heard(step.load, self._inbox.arrived_s)
+        self._meter.heard(step)
         for output in step.outputs:
-            self._take_output(output)
+            self._take_output(output, step.made_s)
 
     def check(self) -> None:
         """Look at an engine that has jobs; if it is given up, they were there."""
@@ -118,13 +115,13 @@ class EngineJobs:
             if job.request is not None:
                 self._held.run(job)
 
-    def _take_output(self, output: Output) -> None:
+    def _take_output(self, output: Output, made_s: float) -> None:
         job = self._held.of_request(output.request_id)
         if job is None:
             return
         if output.token_ids:
-            self._meter.takes(job, len(output.token_ids), self._engine.heard_s)
-        job.take(output, self._engine.heard_s)
+            self._meter.takes(job, len(output.token_ids), made_s)
+        job.take(output, made_s)
         self._held.change(job)
         if job.reason is not None:
             if output.finish is None:  # a stop string, which the engine cannot see

@@ -63,8 +63,8 @@ class Held:
 
     # ---- in and out
 
-    def add(self, claim: Claim, now_s: float, now_ms: int, *, took_a_place: bool) -> None:
-        """Hold a claim from here on; arguments as `Job` has them."""
+    def add(self, claim: Claim, now_s: float, now_ms: int, *, took_a_place: bool) -> Job:
+        """Hold a claim from here on, as a job; arguments as `Job` has them."""
         self.drop(claim.job_id)  # deleted, and submitted again
         self._claims += 1
         job = Job(claim, self._claims, now_s, now_ms)
@@ -72,6 +72,7 @@ class Held:
         self._jobs[claim.job_id] = job
         for observer in self._observers:
             observer.claimed(job)
+        return job
 
     def run(self, job: Job) -> None:
         """Ask the engine to run a job from where its token log ends."""

@@ -1,74 +1,71 @@
-"""What waits for the queue process's loop: engine frames, prepared jobs, signals.
+"""Where the queue process's loop waits: for its engine, for prepared jobs, for signals.
 
-Frames of the engine are bounded in bytes and in age: while the loop cannot get on (Redis is away)
-the engine's socket is no longer read, and the engine stops by itself. This module knows no Redis
-and no engine.
+This module knows no Redis and no jobs.
 """
 
-import threading
-import time
+import select
+import socket
+from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
-MAX_BYTES = 64 * 2**20
-MAX_AGE_S = 60.0
+
+class Source(Protocol):
+    """What says something on a socket: an engine process."""
+
+    @property
+    def readable(self) -> socket.socket | None:
+        """What to wait for; None while nothing can come."""
+        ...
+
+    def take(self) -> list[Any]:
+        """Return what it has said; never waits."""
+        ...
 
 
 class Inbox:
-    """Many threads put, one takes all that waits. Putting from a signal handler is safe."""
+    """Any thread puts, one takes all that waits. Putting from a signal handler is safe."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES, max_age_s: float = MAX_AGE_S) -> None:
-        self._events: SimpleQueue[tuple[Any, int]] = SimpleQueue()
-        self._max_bytes = max_bytes
-        self._max_age_s = max_age_s
-        self._room = threading.Condition()
-        self._bytes = 0
-        self._oldest_s: float | None = None
-        self.arrived_s = time.monotonic()
-        """When the oldest frame of those last taken arrived, at the latest."""
-        self._closed = False
+    def __init__(self) -> None:
+        self._events: SimpleQueue[Any] = SimpleQueue()
+        self._source: Source | None = None
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+
+    def listen_to(self, source: Source) -> None:
+        """Take what it says as well."""
+        self._source = source
 
     def put(self, event: object) -> None:
-        """Add an event that takes no room; never blocks."""
-        self._events.put((event, 0))
-
-    def put_frame(self, event: object, size_bytes: int) -> None:
-        """Add a frame of the engine; blocks while those that wait are too many or too old."""
-        with self._room:
-            self._room.wait_for(lambda: self._closed or not self._is_full())
-            self._bytes += size_bytes
-            if self._oldest_s is None:
-                self._oldest_s = time.monotonic()
-            self._events.put((event, size_bytes))
+        """Add an event; never blocks."""
+        self._events.put(event)
+        with suppress(OSError):  # full: it is awake already; closed: nobody takes any more
+            self._waker.send(b"\0")
 
     def take(self, timeout_s: float) -> list[Any]:
-        """Return every event that waits; wait for the first one if there is none."""
+        """Return every event that waits; if there is none, wait until something stirs.
+
+        That may be half a message, or the source's end: then there is still none. What the source
+        said comes before what was put after it.
+        """
+        heard = self._source.readable if self._source is not None else None
+        poll = select.poll()
+        for end in (self._woken, heard):
+            if end is not None:
+                poll.register(end, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll(max(timeout_s, 0.0) * 1000)}
         events: list[Any] = []
-        size_bytes = 0
-        try:
-            event, size = self._events.get(timeout=max(timeout_s, 0.0))
+        if self._source is not None and heard is not None and heard.fileno() in ready:
+            events += self._source.take()
+        if self._woken.fileno() in ready:
+            self._woken.recv(1 << 16)
+        with suppress(Empty):
             while True:
-                events.append(event)
-                size_bytes += size
-                event, size = self._events.get_nowait()
-        except Empty:
-            pass
-        if size_bytes:
-            with self._room:
-                self._bytes -= size_bytes
-                self.arrived_s = self._oldest_s or time.monotonic()
-                # Frames put since then are new: they came while the loop was getting on.
-                self._oldest_s = time.monotonic() if self._bytes else None
-                self._room.notify_all()
+                events.append(self._events.get_nowait())
         return events
 
     def close(self) -> None:
-        """Let every blocked `put_frame` go; nobody takes any more."""
-        with self._room:
-            self._closed = True
-            self._room.notify_all()
-
-    def _is_full(self) -> bool:
-        if self._bytes >= self._max_bytes:
-            return True
-        return self._oldest_s is not None and time.monotonic() - self._oldest_s > self._max_age_s
+        """Nobody takes any more."""
+        self._woken.close()
+        self._waker.close()

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import redis
+from redis.exceptions import NoScriptError
 
 from pagestream.producer.errors import WorkerNameTaken, WorkerReplaced
 from pagestream.producer.keys import (
@@ -145,11 +146,46 @@ class Lease:
         After an error (lost connection, server out of service) call again with the same `call`: it
         is applied once, however often it is sent.
         """
+        beats = _monotonic_ms() >= self._beat_due_ms
+        request = self._request(call, beats=beats)
+        sent_ms = _monotonic_ms()
+        reply = read_reply(self._call("step", request))
+        self._clock.set(reply.now_ms, sent_ms, _monotonic_ms())
+        self._answered(reply)
+        if beats and reply.status != "rollback":
+            self._beat_due_ms = sent_ms + self._heartbeat_ms
+        return reply
+
+    def wait_and_step(self, call: StepCall, bell_id: str, timeout_ms: int) -> StepReply:
+        """Wait for the bell or a control message newer than those seen, and make a step then.
+
+        Nothing rung since the step that gave `bell_id` is missed. The server has both at once, so
+        it makes the step without telling anybody of the bell first. Waits `WAIT_MS_MAX` at most,
+        and makes the step in any case; it carries no heartbeat. After an error, as after `step`.
+        """
+        block_ms = max(1, min(timeout_ms, WAIT_MS_MAX))
+        seen: Any = {self._keys.bell: bell_id, self._keys.control(self.worker): self._control_id}
+        request = self._request(call, beats=False)
+        with self._redis.pipeline(transaction=False) as both:
+            both.xread(seen, count=1, block=block_ms)
+            self._scripts["step"](both, self._key, request)
+            rung, answer = both.execute(raise_on_error=False)
+        if isinstance(rung, Exception):
+            raise rung
+        if isinstance(answer, NoScriptError):
+            answer = self._call("step", request)
+        elif isinstance(answer, Exception):
+            raise answer
+        reply = read_reply(answer)
+        self._answered(reply)
+        return reply
+
+    def _request(self, call: StepCall, *, beats: bool) -> bytes:
+        """Return the next step as step.lua takes it."""
         assert self._unanswered is None or self._unanswered is call, (
             "resend the unanswered step first"
         )
         self._unanswered = call
-        beats = _monotonic_ms() >= self._beat_due_ms
         request = (
             self.worker,
             self._incarnation,
@@ -168,20 +204,16 @@ class Lease:
             call.victim or (),
             call.snapshot,
         )
-        sent_ms = _monotonic_ms()
-        answer = self._call("step", _pack(request))
-        reply = read_reply(answer)
-        self._clock.set(reply.now_ms, sent_ms, _monotonic_ms())
+        return _pack(request)
+
+    def _answered(self, reply: StepReply) -> None:
         self._unanswered = None
         self._lost.clear()
         if reply.status == "rollback":
-            return reply
+            return
         self._step += 1
-        if beats:
-            self._beat_due_ms = sent_ms + self._heartbeat_ms
         if reply.controls:
             self._control_id = reply.controls[-1].id
-        return reply
 
     def resync(self, running: Sequence[tuple[str, int]]) -> list[Tail]:
         """After `rollback`: beat and count steps anew, and learn which running jobs are still ours.
@@ -247,15 +279,6 @@ class Lease:
             if len(page) < REPLAY_PAGE_ENTRIES:
                 return entries
             after = f"({entries[-1].id}"
-
-    def wait(self, bell_id: str, timeout_ms: int) -> bool:
-        """Wait for the bell or a control message newer than those seen; True if there is one.
-
-        Nothing rung since the step that gave `bell_id` is missed. Waits `WAIT_MS_MAX` at most.
-        """
-        block_ms = max(1, min(timeout_ms, WAIT_MS_MAX))
-        seen: Any = {self._keys.bell: bell_id, self._keys.control(self.worker): self._control_id}
-        return bool(self._redis.xread(seen, count=1, block=block_ms))
 
     def leave(self) -> None:
         """Leave the queue: what is still held goes back, no crash is counted, and the keys go."""

@@ -3,9 +3,10 @@
     wait ─► take what arrived ─► ONE write to Redis ─► act on its answer ─► wait …
 
 Everything that can happen is an event in the inbox or an answer of Redis, and all of it is handled
-on this one thread; tokenizing and reading the engine's socket are on others. Publishing never holds
-the engine up: what arrives during a write waits and goes out together in the next. This module
-knows no torch, no text and no Lua; signals and exit statuses are the service's.
+on this one thread; tokenizing is on another. Publishing never holds the engine up: what arrives
+during a write waits and goes out together in the next. While nothing runs, the next step lies with
+Redis, which makes it when the bell rings. This module knows no torch, no text and no Lua; signals
+and exit statuses are the service's.
 """
 
 import logging
@@ -60,7 +61,7 @@ class QueueLoop:
             lease: where jobs come from, and what holds them.
             engine: what runs them.
             intake: what prepares them.
-            inbox: where the engine's and the intake's answers arrive.
+            inbox: where what the engine says and the intake has prepared arrives.
             ready: what the engine said.
             stop: set by whoever wants the worker to end.
             patience: how calls to Redis are made.
@@ -80,7 +81,7 @@ class QueueLoop:
         self._credit = credit = Credit(ready)
         self._snapshots = Snapshots(credit, meter, self.refuses)
         self._room = Room(credit)
-        self._jobs = EngineJobs(self._engine, held, credit, lease, patience, inbox, meter)
+        self._jobs = EngineJobs(self._engine, held, credit, lease, patience, meter)
         self._composer = CallComposer(
             *(held, self._room, credit, self._engine, stop, lease, self._snapshots)
         )
@@ -101,11 +102,13 @@ class QueueLoop:
             WorkerReplaced: another process took this worker's name while this one was away.
         """
         while not self._is_done():
-            for event in self._wait():
+            for event in self._inbox.take(0.0 if self._awaits_bell() else self._until_due_s()):
                 self._take_event(event)
             self._check_clocks()
             if self._is_step_due():
                 self._step()
+            elif self._awaits_bell():
+                self._wait_and_step()
             self._reap_if_due()
         if self._engine.lost:
             raise EngineLost(self._engine.lost)
@@ -145,16 +148,16 @@ class QueueLoop:
 
     # ---- waiting, and what arrives
 
-    def _wait(self) -> list[object]:
-        """Wait for the engine while something runs, else for the bell; never past the next duty."""
+    def _awaits_bell(self) -> bool:
+        """Whether nothing can come but from Redis."""
+        return not self._held and self._engine.is_up
+
+    def _until_due_s(self) -> float:
+        """Seconds until the next duty, or 0."""
+        if self._is_rung:
+            return 0.0
         reap_s = self._next_reap_s - time.monotonic()
-        due_s = 0.0 if self._is_rung else min(self._lease.beat_due_ms() / 1000, reap_s)
-        if due_s <= 0 or self._held or not self._engine.is_up:
-            return self._inbox.take(due_s)
-        self._is_rung = self._patience.call(
-            self._lease.wait, self._answers.bell_id, int(due_s * 1000) + 1
-        )
-        return self._inbox.take(0.0)
+        return max(0.0, min(self._lease.beat_due_ms() / 1000, reap_s))
 
     def _take_event(self, event: object) -> None:
         match event:
@@ -199,6 +202,15 @@ class QueueLoop:
         call = self._composer.next()
         reply = self._patience.call(self._lease.step, call)
         self._is_rung = self._answers.act_on(call, reply)
+
+    def _wait_and_step(self) -> None:
+        """Sleep until the bell rings, and claim what it rang for; never past the next duty."""
+        if (wait_s := self._until_due_s()) > 0:
+            call = self._composer.next()
+            reply = self._patience.call(
+                self._lease.wait_and_step, call, self._answers.bell_id, int(wait_s * 1000) + 1
+            )
+            self._is_rung = self._answers.act_on(call, reply)
 
     def _reap_if_due(self) -> None:
         now_s = time.monotonic()

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..messages import Load
+from ..messages import Load, Step
 from .calls import Reaped, StepCall, StepReply
 from .reply import Job
 
@@ -92,8 +92,9 @@ class Meter:
 
     # ---- what the engine says
 
-    def heard(self, load: Load, arrived_s: float) -> None:
-        """The engine ended a step; its report arrived at this process at `arrived_s`."""
+    def heard(self, step: Step) -> None:
+        """The engine ended a step."""
+        load = step.load
         last, self.load = self.load, load
         if load.step < last.step:  # a new engine process counts from 0
             last = Load()
@@ -104,10 +105,10 @@ class Meter:
         self.prefix_hit_tokens += load.prefix_hit_tokens - last.prefix_hit_tokens
         self.prefill_tokens += load.prefill_tokens - last.prefill_tokens
         if self._unpublished_s is None:
-            self._unpublished_s = arrived_s
+            self._unpublished_s = step.made_s
 
     def takes(self, job: Job, tokens: int, now_s: float) -> None:
-        """The job is about to take `tokens` new ones, heard at `now_s`."""
+        """The job is about to take `tokens` new ones, made at `now_s`."""
         self.generation_tokens += tokens
         last_s = job.last_token_s
         if last_s is not None:

@@ -87,7 +87,10 @@ class AnswerHandler:
     def _take_claims(self, claims: list[Claim], reply: StepReply) -> None:
         for claim in claims:
             now_s = time.monotonic()
-            self._held.add(claim, now_s, reply.now_ms, took_a_place=reply.victim_left)
+            job = self._held.add(claim, now_s, reply.now_ms, took_a_place=reply.victim_left)
+            if self._stop.drain:  # the step was sent before, and waited for the bell
+                self._held.hand_back([job])
+                continue
             intaken = self._intake.at_once(claim) if len(claims) == 1 else None
             if intaken is None:
                 self._intake.submit(claim)

@@ -43,6 +43,7 @@ class CallComposer:
     def next(self) -> StepCall:
         """Return everything there is to write, and how much may be claimed."""
         now_s = time.monotonic()
+        beats = self._lease.beat_due_ms() == 0
         changed = self._held.take_changed()
         rows = [row for job in changed if (row := job.row()) is not None]
         leaving = {job.id: job for job in changed if job.reason or job.is_returning}
@@ -59,8 +60,8 @@ class CallComposer:
             aged_slots=offer.aged_slots,
             prefills=[item for job in changed if (item := job.prefill()) is not None],
             victim=offer.victim,
-            info=self._heartbeat_info(),
-            snapshot=self._snapshot(),
+            info=self._heartbeat_info() if beats else "{}",
+            snapshot=self._snapshot() if beats and self._lease.knows_time else "",
         )
 
     def _heartbeat_info(self) -> str:
@@ -69,9 +70,7 @@ class CallComposer:
         return msgspec.json.encode({"jobs": len(self._held), **counters}).decode()
 
     def _snapshot(self) -> str:
-        """With a heartbeat: what it all looks like. The engine's part is as of the one before."""
-        if self._lease.beat_due_ms() > 0 or not self._lease.knows_time:
-            return ""
+        """What it all looks like. The engine's part is as of the heartbeat before."""
         if self._snapshots.wants_view:
             self._engine.send(Look())
         return self._snapshots.take(self._held, self._lease.now_ms()).decode()
