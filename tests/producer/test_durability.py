@@ -11,6 +11,8 @@ from waiting import until
 from pagestream.producer import AsyncClient, InvalidRequest, JobLost, NotDurable, QueueUnavailable
 from pagestream.producer.durability import check_fsync_always, check_on_disk, has_barrier
 
+ALWAYS = ("--appendfsync", "always")
+
 
 class OldServer:
     """What a server without WAITAOF answers."""
@@ -39,9 +41,8 @@ def submit(url, queue, count=1, **options):
 
 @pytest.mark.usefixtures("waitaof")
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("fsync", ["everysec", "always"])
-def test_a_submit_waits_for_the_disk(own_server, count, fsync):
-    server = own_server("--appendfsync", fsync)
+def test_a_submit_waits_for_the_disk(own_server, count):
+    server = own_server(*ALWAYS)
     submit(server.url, "q", count, durability="strict")
     with contextlib.closing(redis.Redis.from_url(server.url)) as client:
         assert client.exists(*(f"{{ps:q}}:job:j{index}" for index in range(count))) == count
@@ -60,7 +61,7 @@ def test_a_job_that_no_disk_has_is_not_accepted(own_server):
 @pytest.mark.usefixtures("waitaof")
 def test_a_submit_waits_for_a_replicas_disk_too(own_server):
     port = str(free_port())
-    master = own_server(*listening(port))
+    master = own_server(*listening(port), *ALWAYS)
     replicas = [own_server("--appendonly", append) for append in ("yes", "no")]
     with contextlib.ExitStack() as open_clients:
         with_file, without = (
@@ -99,7 +100,7 @@ def follow(replica, port):
 @pytest.mark.usefixtures("waitaof")
 def test_a_replica_that_goes_later_is_missed(own_server):
     port = str(free_port())
-    master = own_server(*listening(port))
+    master = own_server(*listening(port), *ALWAYS)
     replica = own_server()
 
     async def run():
@@ -123,7 +124,7 @@ def test_a_replica_that_goes_later_is_missed(own_server):
 @pytest.mark.usefixtures("waitaof")
 def test_an_attached_job_is_on_disk_too(own_server):
     """Another connection wrote it: the barrier has to cover that write as well."""
-    server = own_server()
+    server = own_server(*ALWAYS)
     with contextlib.closing(redis.Redis.from_url(server.url)) as client:
         submit(server.url, "q")
         job = submit(server.url, "q", durability="strict")
@@ -132,6 +133,52 @@ def test_an_attached_job_is_on_disk_too(own_server):
             "the check, the barrier"
         )
         assert client.xlen("{ps:q}:bell") == 1
+
+
+class NewServer:
+    """What a server with WAITAOF answers."""
+
+    def __init__(self, server: str, version: str, fsync: str | None) -> None:
+        self.name = [b"server", server.encode(), b"version", version.encode(), b"proto", 2]
+        self.fsync = fsync
+
+    async def execute_command(self, *words: object) -> list[object]:
+        return self.name if words == ("HELLO",) else [1, 0]
+
+    async def config_get(self, pattern: str) -> dict[str, str]:
+        if self.fsync is None:
+            raise redis.exceptions.NoPermissionError("this user has no permissions to run 'config'")
+        return {pattern: self.fsync}
+
+
+@pytest.mark.parametrize(
+    ("server", "is_early"),
+    [
+        (NewServer("redis", "7.2.4", "everysec"), False),
+        (NewServer("redis", "7.4.1", "everysec"), True),
+        (NewServer("redis", "7.4.1", "always"), False),
+        (NewServer("redis", "7.4.1", None), False),
+        (NewServer("redis", "8.0.0", "everysec"), False),
+        (NewServer("valkey", "7.2.11", "everysec"), False),
+        (NewServer("valkey", "9.1.2", "everysec"), True),
+        (NewServer("valkey", "10.0.0-rc1", "always"), False),
+    ],
+)
+def test_a_server_whose_word_comes_too_early_is_not_taken_at_it(server, is_early):
+    if is_early:
+        with pytest.raises(NotDurable, match="CONFIG SET appendfsync always"):
+            asyncio.run(has_barrier(server))
+    else:
+        assert asyncio.run(has_barrier(server))
+
+
+@pytest.mark.usefixtures("waitaof")
+def test_a_server_that_syncs_every_second_is_refused_before_anything_is_accepted(own_server):
+    server = own_server("--appendfsync", "everysec")
+    with pytest.raises(NotDurable, match="with appendfsync everysec valkey"):
+        submit(server.url, "q", durability="strict")
+    with contextlib.closing(redis.Redis.from_url(server.url)) as client:
+        assert client.dbsize() == 0
 
 
 def test_a_server_without_a_file_is_refused_before_anything_is_accepted(own_server):
@@ -145,7 +192,7 @@ def test_a_server_without_a_file_is_refused_before_anything_is_accepted(own_serv
 
 @pytest.mark.usefixtures("waitaof")
 def test_a_server_that_loses_its_file_later_is_refused(own_server):
-    server = own_server()
+    server = own_server(*ALWAYS)
 
     async def run():
         async with AsyncClient(server.url, queue="q", durability="strict") as client:
