@@ -71,6 +71,8 @@ class StubWorker:
         self._info = info
         self._step_s = step_s
         self._running: dict[str, _Running] = {}
+        self.most_running = 0
+        """Jobs it has held at a time, at most."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="stub-worker", daemon=True)
 
@@ -104,6 +106,7 @@ class StubWorker:
                 continue
             self._settle(call, reply)
             self._take(reply)
+            self.most_running = max(self.most_running, len(self._running))
             if not any(not self._waits(one) for one in self._held()):
                 bell_id = reply.bell_id
 

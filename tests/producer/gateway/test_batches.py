@@ -222,6 +222,15 @@ def test_lines_beyond_the_queues_bound_wait(redis_url, client, queue_name, tmp_p
         assert wait_for(client, batch.id).request_counts.completed == 12
 
 
+def test_the_bound_of_an_api_key_holds_for_its_batches(
+    keyed_gateway, jobs, worker, queue_name, redis_client
+):
+    with openai.OpenAI(base_url=f"{keyed_gateway.url}/v1", api_key="sk-anna-batches") as anna:
+        batch = begin(anna, [completion(queue_name, f"{n}", max_tokens=30) for n in range(6)])
+        assert wait_for(anna, batch.id).request_counts.completed == 6
+    assert worker.most_running == 1
+
+
 def test_an_outage_of_redis_only_delays(own_server, tmp_path):
     from gateway_process import GatewayProcess
 

@@ -48,6 +48,7 @@ class Asking(TypedDict):
     completion_window: str
     metadata: dict[str, str] | None
     webhook: NotRequired[str | None]
+    queue_limit: NotRequired[int | None]
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +65,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     expires_ms: int
     webhook: str | None = None
     """Who is told of its end."""
+    queue_limit: int | None = None
+    """Unfinished jobs its tenant may have, where whoever asked for it had a bound of its own."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,12 +122,14 @@ class BatchStore:
         await self._calls.command("PEXPIRE", key, WINDOWS[window] + FILE_RETENTION_MS)
         await self._calls.command("ZADD", Around.batches(about.tenant), "NX", now_ms, batch_id)
         batch = await self.get(batch_id, about.tenant)
-        if (
-            msgspec.structs.replace(
-                about, created_ms=batch.about.created_ms, expires_ms=batch.about.expires_ms
-            )
-            != batch.about
-        ):
+        known = batch.about
+        same = msgspec.structs.replace(
+            about,
+            created_ms=known.created_ms,
+            expires_ms=known.expires_ms,
+            queue_limit=known.queue_limit,
+        )
+        if same != known:
             raise InvalidRequest(f"the batch {batch_id} asks something else; take another key")
         return batch
 

@@ -54,6 +54,7 @@ async def create_batch(body: BatchBody, ask: Asking) -> Response:
         completion_window=body.completion_window,
         metadata=body.metadata,
         webhook=body.webhook or ask.webhook,
+        queue_limit=ask.key.queue_limit,
     )
     return JSONResponse(batch_object(batch))
 

@@ -72,7 +72,7 @@ class InProcess:
         """Return what the gateway answers to a line; wait as long as it takes."""
         jobs = self._jobs.setdefault(about.id, {}).setdefault(line.custom_id, [])
         caller = BatchCaller(
-            key=ApiKey(about.tenant),
+            key=ApiKey(about.tenant, about.queue_limit),
             queues=self.queues,
             settings=self._app.state.settings,
             priority="low",
