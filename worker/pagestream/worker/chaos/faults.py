@@ -24,6 +24,7 @@ from .table import Row
 IN_FLIGHT_S = 0.05
 """What had been sent when a fault struck has arrived after so long."""
 LOOK_S = 0.01
+"""How often to look for what a fault waits for."""
 
 
 class Broken(Exception):
@@ -258,10 +259,10 @@ async def flush_scripts(stage: Stage, row: Row, random: Random) -> bool:
 
 
 async def delete_group(stage: Stage, row: Row, random: Random) -> bool:
-    """The consumer group of the job stream is destroyed."""
-    stream = stage.keys.jobs("normal")
-    with suppress(RedisError):  # a stream without jobs is not there
-        return bool(await stage.redis.xgroup_destroy(stream, "workers"))
+    """The consumer group of a job stream is destroyed."""
+    streams = [key async for key in stage.redis.scan_iter(match=f"{stage.keys.prefix}jobs:*")]
+    with suppress(RedisError):  # a stream without jobs is not there any more
+        return bool(streams and await stage.redis.xgroup_destroy(random.choice(streams), "workers"))
     return False
 
 
@@ -277,7 +278,7 @@ async def delete_reply(stage: Stage, row: Row, random: Random) -> bool:
 
 async def write_nonsense(stage: Stage, row: Row, random: Random) -> bool:
     """Entries that nobody accepted are written straight into the job stream."""
-    stream = stage.keys.jobs("normal")
+    stream, written = stage.keys.jobs("normal"), False
     for fields in (
         {"id": "nobody"},
         {"id": ""},
@@ -286,8 +287,8 @@ async def write_nonsense(stage: Stage, row: Row, random: Random) -> bool:
         {b"\x00": b""},
     ):
         with suppress(RedisError):
-            await stage.redis.xadd(stream, fields, nomkstream=True)
-    return True
+            written |= bool(await stage.redis.xadd(stream, fields, nomkstream=True))
+    return written
 
 
 # ---- the network

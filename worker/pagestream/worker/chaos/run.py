@@ -47,8 +47,7 @@ FAULTS = (
 """Every fault; the ones marked harm the server or need to see through its connections."""
 
 PAUSE_S = 0.5
-TRIES = 5
-"""A fault that meets nothing is done again so often."""
+"""Between two faults, at most; and between two tries of one that met nothing."""
 
 
 def choose(names: Sequence[str], options: Options) -> list[Fault]:
@@ -135,9 +134,10 @@ async def _inject(
     known = set(stage.load.jobs)
     counts = False
     try:
-        for _ in range(TRIES):
-            if counts := await fault.inject(stage, row, random):
+        while not (counts := await fault.inject(stage, row, random)):
+            if time.monotonic() - began_s > stage.options.patience_s:
                 break
+            await asyncio.sleep(random.uniform(0, PAUSE_S))
     except Broken as broken:
         problems.append(f"{fault.name}: {broken}")
         counts = True
