@@ -58,6 +58,7 @@ def test_the_limit_ends_an_outage() -> None:
         ReadOnlyError("You can't write against a read only replica."),
         OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
         ResponseError("MISCONF Errors writing to the AOF file"),
+        ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"),
         ResponseError("OOM command not allowed when used memory > 'maxmemory'. script: abc"),
     ],
 )

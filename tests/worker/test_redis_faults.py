@@ -267,3 +267,19 @@ def wait_until_loading(probe: redis.Redis) -> None:
             return
         except redis.ConnectionError:
             time.sleep(0.005)
+
+
+def test_an_idle_worker_sits_out_a_change_of_roles(
+    server: RedisServer, client: Client, keys: Keys, tmp_path: Path
+) -> None:
+    """Whoever waits on a server that becomes a replica is told UNBLOCKED, and READONLY after it."""
+    with working(server.url, keys, tmp_path):
+        submit(client, "before")
+        check(client, "before")
+        until(lambda: client.redis.info("clients")["blocked_clients"] == 1)
+        client.redis.replicaof("127.0.0.1", str(free_port()))
+        until(lambda: client.redis.info("replication")["role"] == "slave")
+        until(lambda: client.redis.info("stats")["total_error_replies"] > 2)
+        client.redis.replicaof("no", "one")
+        submit(client, "after")
+        check(client, "after")
