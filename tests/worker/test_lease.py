@@ -12,6 +12,7 @@ from pagestream.producer.connection import connect
 from pagestream.producer.errors import WorkerNameTaken
 from pagestream.producer.keys import QUEUES
 from pagestream.worker.queue import lease as lease_module
+from pagestream.worker.queue import server_clock
 from pagestream.worker.queue.lease import StepCall
 
 
@@ -28,7 +29,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(lease_module, "_monotonic_ms", clock)
+    for module in (lease_module, server_clock):
+        monkeypatch.setattr(module, "monotonic_ms", clock)
     return clock
 
 
@@ -310,7 +312,7 @@ def test_the_lease_knows_the_servers_time(wire, redis_client):
 
 
 def test_the_clock_keeps_its_best_reading_and_follows_a_jump(clock):
-    seen = lease_module._Clock()
+    seen = server_clock.ServerClock()
     seen.set(5_000_010, 1_000_000.0, 1_000_020.0)
     clock.ms = 1_000_020.0
     assert seen.now_ms() == 5_000_020

@@ -7,7 +7,6 @@ This module knows no engine, no text and no torch.
 """
 
 import secrets
-import time
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -44,6 +43,7 @@ from .calls import (
     read_reply,
     read_weights,
 )
+from .server_clock import ServerClock, monotonic_ms
 
 __all__ = [
     "Claim",
@@ -116,7 +116,7 @@ class Lease:
         self._lost: list[tuple[str, int]] = []
         self._control_id = "0-0"
         self._beat_due_ms = 0.0
-        self._clock = _Clock()
+        self._clock = ServerClock()
 
     def register(self, info: ModelInfo) -> None:
         """Begin to live: take the name, beat once, say what is served.
@@ -138,7 +138,7 @@ class Lease:
                 f"choose another name, or wait {self._ttl_ms} ms if it has just been killed"
             )
         self._step = 0
-        self._beat_due_ms = _monotonic_ms() + self._heartbeat_ms
+        self._beat_due_ms = monotonic_ms() + self._heartbeat_ms
 
     def step(self, call: StepCall) -> StepReply:
         """Publish, finish, hand back and claim, in one atomic call.
@@ -146,11 +146,11 @@ class Lease:
         After an error (lost connection, server out of service) call again with the same `call`: it
         is applied once, however often it is sent.
         """
-        beats = _monotonic_ms() >= self._beat_due_ms
+        beats = monotonic_ms() >= self._beat_due_ms
         request = self._request(call, beats=beats)
-        sent_ms = _monotonic_ms()
+        sent_ms = monotonic_ms()
         reply = read_reply(self._call("step", request))
-        self._clock.set(reply.now_ms, sent_ms, _monotonic_ms())
+        self._clock.set(reply.now_ms, sent_ms, monotonic_ms())
         self._answered(reply)
         if beats and reply.status != "rollback":
             self._beat_due_ms = sent_ms + self._heartbeat_ms
@@ -230,7 +230,7 @@ class Lease:
             raise WorkerReplaced(
                 f"another process is worker {self.worker!r} now; this one has to stop"
             )
-        self._beat_due_ms = _monotonic_ms() + self._heartbeat_ms
+        self._beat_due_ms = monotonic_ms() + self._heartbeat_ms
         return [
             Tail(job_id.decode(), owned == 1, state.decode(), last_id.decode(), offset)
             for job_id, owned, state, last_id, offset in tails
@@ -286,7 +286,7 @@ class Lease:
 
     def beat_due_ms(self) -> float:
         """Milliseconds until a step has to carry the next heartbeat; 0 if it is due."""
-        return max(0.0, self._beat_due_ms - _monotonic_ms())
+        return max(0.0, self._beat_due_ms - monotonic_ms())
 
     def now_ms(self) -> float:
         """Redis's time now, on this process's monotonic clock; as of the last step."""
@@ -299,37 +299,3 @@ class Lease:
 
     def _call(self, name: str, *args: Any) -> Any:
         return self._scripts[name](self._redis, self._key, *args)
-
-
-class _Clock:
-    """Redis's clock seen from here: its distance to the monotonic clock, within the round trip."""
-
-    DRIFT = 1e-4
-    """What two clocks may lose on each other: old readings get worse."""
-
-    def __init__(self) -> None:
-        self._offset_ms = 0.0
-        self._error_ms = float("inf")
-        self._set_ms = 0.0
-
-    def set(self, redis_ms: int, sent_ms: float, received_ms: float) -> None:
-        """Take a reading, if it is better than the last, or if the server's clock was set."""
-        offset_ms = redis_ms - (sent_ms + received_ms) / 2
-        error_ms = (received_ms - sent_ms) / 2 + 1.0  # the reading is in whole milliseconds
-        old_error_ms = self._error_ms + (received_ms - self._set_ms) * self.DRIFT
-        if error_ms <= old_error_ms or abs(offset_ms - self._offset_ms) > error_ms + old_error_ms:
-            self._offset_ms, self._error_ms, self._set_ms = offset_ms, error_ms, received_ms
-
-    @property
-    def is_set(self) -> bool:
-        """Whether there has been a reading."""
-        return self._error_ms < float("inf")
-
-    def now_ms(self) -> float:
-        """Redis's time now."""
-        assert self.is_set, "no step has been made yet"
-        return _monotonic_ms() + self._offset_ms
-
-
-def _monotonic_ms() -> float:
-    return time.monotonic() * 1000
