@@ -58,6 +58,7 @@ def test_the_limit_ends_an_outage() -> None:
         ReadOnlyError("You can't write against a read only replica."),
         OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
         ResponseError("MISCONF Errors writing to the AOF file"),
+        ResponseError("BUSY Redis is busy running a script. You can only call SCRIPT KILL or …"),
         ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"),
         ResponseError("OOM command not allowed when used memory > 'maxmemory'. script: abc"),
     ],
@@ -68,7 +69,11 @@ def test_what_may_pass_is_tried_again(error: RedisError) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [ResponseError("WRONGTYPE Operation against a key"), ResponseError("ERR user_script:1")],
+    [
+        ResponseError("WRONGTYPE Operation against a key"),
+        ResponseError("BUSYGROUP Consumer Group name already exists"),
+        ResponseError("ERR user_script:1"),
+    ],
 )
 def test_a_mistake_is_not_tried_again(error: RedisError) -> None:
     with pytest.raises(ResponseError):

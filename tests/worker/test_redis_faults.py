@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -283,3 +284,44 @@ def test_an_idle_worker_sits_out_a_change_of_roles(
         client.redis.replicaof("no", "one")
         submit(client, "after")
         check(client, "after")
+
+
+def test_somebodys_endless_script_is_sat_out(
+    server: RedisServer, client: Client, keys: Keys, tmp_path: Path
+) -> None:
+    """BUSY: the server answers nothing else until the script is killed."""
+    flags = {"health_port": (port := free_port()), "heartbeat_ttl": 1.0}
+    with (
+        working(server.url, keys, tmp_path, flags=flags),
+        ProducerClient(server.url, queue=keys.queue) as producer,
+        contextlib.closing(redis.Redis.from_url(server.url)) as somebody,
+    ):
+        sampling = {"max_tokens": TOKENS, "ignore_eos": True}
+        job = producer.submit(prompt_ids=[1], **sampling)
+        client.wait_tokens(job.id, 5)
+        client.redis.config_set("lua-time-limit", 50)
+        errors = client.redis.info("stats")["total_error_replies"]
+        with ThreadPoolExecutor() as pool:
+            pool.submit(end_script, somebody)
+            until(lambda: is_busy(client.redis))
+            late = pool.submit(producer.submit, prompt_ids=[2], **sampling)
+            until(lambda: ask(port, "/readyz") == 503)
+            client.redis.script_kill()
+        for one, prompt_ids in ((job, [1]), (late.result(), [2])):
+            wanted = expected_ids(prompt_ids, Sampling(max_tokens=TOKENS))
+            assert one.result().ids == tuple(wanted)
+        assert client.redis.info("stats")["total_error_replies"] > errors + 2
+
+
+def end_script(redis_client: redis.Redis) -> None:
+    """Run a script that ends when it is killed."""
+    with contextlib.suppress(redis.ResponseError):
+        redis_client.eval("while true do end", 0)
+
+
+def is_busy(redis_client: redis.Redis) -> bool:
+    try:
+        redis_client.get("any")
+    except redis.ResponseError as error:
+        return str(error).startswith("BUSY ")
+    return False

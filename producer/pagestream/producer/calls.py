@@ -22,8 +22,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .errors import InvalidRequest, PagestreamError, QueueUnavailable, RedisFull
 
-_PASSING = ("UNBLOCKED", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
-"""Errors of a server that is starting or changing its role: wait and ask again."""
+_PASSING = ("BUSY ", "UNBLOCKED", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+"""Errors of a server that is starting, changing its role, or running a script of somebody: wait and
+ask again."""
 
 T = TypeVar("T")
 

@@ -22,6 +22,7 @@ LOG_EVERY_S = 10.0
 # What a server says while it starts, fails over, or is full: it may well say something else later.
 _PASSING = (
     "LOADING",
+    "BUSY ",  # with somebody's script; BUSYGROUP is another matter
     "UNBLOCKED",
     "READONLY",
     "OOM",
