@@ -80,6 +80,22 @@ def test_a_new_stream_joins_a_waiting_connection_at_once(redis_url, keys, monkey
     asyncio.run(run())
 
 
+def test_the_last_stream_that_leaves_ends_the_wait(redis_url, keys):
+    async def run():
+        async with Bench(redis_url) as bench:
+            await bench.write(keys.out("a"), "0-1")
+            feed = bench.reader.open(keys.out("a"))
+            await take(feed, 1)
+            async with asyncio.timeout(20):
+                while not (await bench.redis.info("clients"))["blocked_clients"]:
+                    await asyncio.sleep(0.01)
+                feed.close()
+                while not bench.unblocked:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
 def test_a_reader_begins_behind_its_cursor(redis_url, keys):
     async def run():
         async with Bench(redis_url) as bench:

@@ -202,6 +202,8 @@ class _Line:
             if not feeds:
                 # The call under way still names the stream; what it brings is for nobody.
                 del self._feeds[feed.key]
+            if not self._feeds:
+                self.poke()  # whoever joins next need not end the wait first
 
     def poke(self) -> None:
         """Make the task look at its feeds again, ending its wait if it is in one."""
