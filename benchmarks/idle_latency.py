@@ -5,7 +5,8 @@
 The same prompts, one at a time with a pause after each, first on the engine alone in a process of
 its own, then through Redis: client, queue process and engine process on this host. What is added is
 the difference of the two medians. A pause lets every process go to sleep, as an idle worker's do;
-`--pause-ms 0` sends the next prompt at once.
+`--pause-ms 0` sends the next prompt at once. `--step-ms` puts an engine that only takes its time in
+the model's place: then nothing is run alone.
 """
 
 import argparse
@@ -18,8 +19,10 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from rich.console import Console
+from timed_engine import MODEL, running_worker
 
 from pagestream.producer import AsyncClient, SamplingParams
+from pagestream.producer.embedded import EmbeddedRedis
 from pagestream.worker.bench.datasets import Workload, fit_to_vocabulary, random_lengths
 from pagestream.worker.bench.serve import QUEUE, started
 
@@ -49,10 +52,10 @@ def alone(flags: Mapping[str, Any], workload: Workload, pause_s: float) -> list[
     return firsts_ms
 
 
-async def queued(url: str, workload: Workload, pause_s: float) -> list[float]:
+async def queued(url: str, queue: str, workload: Workload, pause_s: float) -> list[float]:
     """Milliseconds from each submission to its first token here."""
     firsts_ms = []
-    async with AsyncClient(url, queue=QUEUE) as client:
+    async with AsyncClient(url, queue=queue) as client:
         for ids, tokens in workload:
             sampling = SamplingParams(temperature=0, ignore_eos=True, max_tokens=tokens)
             begin_s, first_s = time.perf_counter(), None
@@ -81,6 +84,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--input-len", type=int, default=64)
     parser.add_argument("--pause-ms", type=float, default=50)
+    parser.add_argument("--step-ms", type=float, default=None)
     arguments = parser.parse_args()
     pause_s = arguments.pause_ms / 1000
     flags = {
@@ -91,12 +95,17 @@ def main() -> None:
     workload = random_lengths(
         WARM_UPS + arguments.requests, arguments.input_len, OUTPUT_TOKENS, 0, seed=0
     )
+    if arguments.step_ms is not None:
+        with EmbeddedRedis() as server, running_worker(server.url, 8, arguments.step_ms):
+            show("through Redis", asyncio.run(queued(server.url, MODEL, workload, pause_s)))
+        return
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         engine_ms = show("engine alone", process.submit(alone, flags, workload, pause_s).result())
     with started(flags, Console(stderr=True)) as (service, _):
         samples = fit_to_vocabulary(workload, service.model.vocab_size)
         assert service.workers, "they were started with the Redis that can be asked"
-        queue_ms = show("through Redis", asyncio.run(queued(service.workers.url, samples, pause_s)))
+        first_ms = asyncio.run(queued(service.workers.url, QUEUE, samples, pause_s))
+        queue_ms = show("through Redis", first_ms)
     print(f"added          {queue_ms - engine_ms:.2f} ms at the median")
 
 
