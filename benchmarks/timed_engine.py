@@ -79,12 +79,13 @@ def work(url: str, slots: int, step_ms: float | None) -> None:
 
 
 @contextmanager
-def running_worker(url: str, slots: int, step_ms: float | None) -> Iterator[None]:
-    """A worker in a process of its own, until the block ends."""
+def running_worker(url: str, slots: int, step_ms: float | None) -> Iterator[int]:
+    """A worker in a process of its own, until the block ends; yields its process id."""
     process = multiprocessing.get_context("spawn").Process(target=work, args=(url, slots, step_ms))
     process.start()
+    assert process.pid is not None, "it has started"
     try:
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.join(30)

@@ -9,24 +9,20 @@ What the last third of the time added to the middle third is printed at the end.
 
 import argparse
 import asyncio
-import os
 import random
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import redis
+from timed_engine import MODEL, running_worker
 
 from pagestream.producer import AsyncClient, JobFailed
 from pagestream.producer.embedded import EmbeddedRedis
 from pagestream.worker.chaos.processes import engine_pid
 
-QUEUE = "demo"
+SLOTS = 256
 RETENTION_MS = 20_000
 WORDS = (__doc__ or "").split()
 
@@ -40,17 +36,6 @@ class Figures(NamedTuple):
     threads: int
     files: int
     jobs: int
-
-
-@contextmanager
-def working(url: str) -> Iterator[int]:
-    """Run a worker for the block; yields its process id."""
-    command = [sys.executable, "-m", "pagestream.producer.cli", "worker", "--model", "demo"]
-    with subprocess.Popen(command, env=os.environ | {"PAGESTREAM_REDIS_URL": url}) as worker:
-        try:
-            yield worker.pid
-        finally:
-            worker.terminate()
 
 
 def status(pid: int, name: str) -> int:
@@ -132,7 +117,7 @@ async def run(url: str, worker: int, minutes: float, at_once: int) -> list[Figur
                     flush=True,
                 )
 
-    async with AsyncClient(url, queue=QUEUE) as client:
+    async with AsyncClient(url, queue=MODEL) as client:
         while not await client.models():
             await asyncio.sleep(0.5)
         await asyncio.gather(watch(), *(go_on(client) for _ in range(at_once)))
@@ -144,7 +129,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--at-once", type=int, default=8)
     arguments = parser.parse_args()
-    with EmbeddedRedis() as server, working(server.url) as worker:
+    with EmbeddedRedis() as server, running_worker(server.url, SLOTS, None) as worker:
         seen = asyncio.run(run(server.url, worker, arguments.minutes, arguments.at_once))
     third = len(seen) // 3
     for name in Figures._fields[:-1]:

@@ -172,21 +172,22 @@ def test_a_server_whose_word_comes_too_early_is_not_taken_at_it(server, is_early
         assert asyncio.run(has_barrier(server))
 
 
-@pytest.mark.usefixtures("waitaof")
-def test_a_server_that_syncs_every_second_is_refused_before_anything_is_accepted(own_server):
-    server = own_server("--appendfsync", "everysec")
-    with pytest.raises(NotDurable, match="with appendfsync everysec valkey"):
+def check_refused(server, why):
+    """The first submit is refused, and nothing is written."""
+    with pytest.raises(NotDurable, match=why):
         submit(server.url, "q", durability="strict")
     with contextlib.closing(redis.Redis.from_url(server.url)) as client:
         assert client.dbsize() == 0
+
+
+@pytest.mark.usefixtures("waitaof")
+def test_a_server_that_syncs_every_second_is_refused_before_anything_is_accepted(own_server):
+    check_refused(own_server("--appendfsync", "everysec"), "with appendfsync everysec valkey")
 
 
 def test_a_server_without_a_file_is_refused_before_anything_is_accepted(own_server):
     server = own_server("--appendonly", "no")
-    with pytest.raises(NotDurable, match="appendonly"):
-        submit(server.url, "q", durability="strict")
-    with contextlib.closing(redis.Redis.from_url(server.url)) as client:
-        assert client.dbsize() == 0
+    check_refused(server, "appendonly")
     assert not submit(server.url, "q").attached
 
 

@@ -65,6 +65,10 @@ class Script:
             server.script_load(self.text)
             return server.execute_command("EVALSHA", self.sha, 1, key, *args)
 
+    def queue(self, pipeline: Any, key: str, *args: Argument) -> None:
+        """Put a call into a pipeline; a `NoScriptError` among its answers is the caller's."""
+        pipeline.execute_command("EVALSHA", self.sha, 1, key, *args)
+
     async def run(self, redis: redis.asyncio.Redis, key: str, *args: Argument) -> Any:
         """Run it on an asyncio connection."""
         server: Any = redis

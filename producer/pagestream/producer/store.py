@@ -245,8 +245,7 @@ class JobStore:
     async def _send(self, part: Sequence[Request]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for request in part:
-                arguments = self._submit_arguments(request)
-                pipeline.execute_command("EVALSHA", self._submit.sha, 1, self.keys.bell, *arguments)
+                self._submit.queue(pipeline, self.keys.bell, *self._submit_arguments(request))
             if self._has_barrier:
                 # A write of this connection comes after every job that was there already.
                 pipeline.xadd(self.keys.bell, {"ring": ""}, maxlen=1, approximate=False)

@@ -152,8 +152,10 @@ class EngineProcess:
 
     def take(self) -> list[FromEngine]:
         """Return what the engine has said; never waits."""
-        if self._incoming is None or self._process is None or self._waiter is not None:
+        if self.readable is None:
             return []
+        assert self._incoming is not None, "it is made with the socket"
+        assert self._process is not None, "it is started with the socket"
         events: list[FromEngine] = self._incoming.take(wait=False)
         for event in events:
             if isinstance(event, Fatal):

@@ -191,7 +191,8 @@ async def roll_back_redis(stage: Stage, row: Row, random: Random) -> bool:
     if not left:
         return False
     most, longest = max(left, key=lambda one: one[0])
-    if not await _goes_on(stage, longest, random.randint(1, max(1, most // 2))):
+    goes_on_to = len(longest.answer.ids) - most + random.randint(1, max(1, most // 2))
+    if not await _reaches(stage, longest, goes_on_to):
         return False
     jobs = await _decoding(stage)
     began_s = time.monotonic()
@@ -204,11 +205,10 @@ async def roll_back_redis(stage: Stage, row: Row, random: Random) -> bool:
     return bool(waits)
 
 
-async def _goes_on(stage: Stage, job: LoadJob, tokens: int) -> bool:
-    """Wait for so many more tokens of a job in Redis; False if it has no more then."""
+async def _reaches(stage: Stage, job: LoadJob, tokens: int) -> bool:
+    """Wait until Redis has so many tokens of a job; False if it ends with them, or before."""
     until_s = time.monotonic() + stage.options.patience_s
-    enough = await stage.published(job) + tokens
-    while (published := await stage.published(job)) < enough:
+    while (published := await stage.published(job)) < tokens:
         if job.ended or time.monotonic() > until_s:
             return False
         await asyncio.sleep(LOOK_S)

@@ -168,7 +168,7 @@ class Lease:
         request = self._request(call, beats=False)
         with self._redis.pipeline(transaction=False) as both:
             both.xread(seen, count=1, block=block_ms)
-            self._scripts["step"](both, self._key, request)
+            self._scripts["step"].queue(both, self._key, request)
             rung, answer = both.execute(raise_on_error=False)
         if isinstance(rung, Exception):
             raise rung
