@@ -5,6 +5,7 @@ A check takes the op as an argument and says nothing if it is right, so that the
 are judged by the very comparison that passes the op.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -147,6 +148,26 @@ def check_decode(
         assert_matches(out[i : i + 1], expected, dtype)
     assert (out[seqs] == 7).all(), "an empty sequence is skipped"
     assert (out[seqs + 1] == 7).all(), "tokens past the sequences are left alone"
+
+
+def check_merge_pieces(
+    op: Op, counts: Sequence[int], heads: int, head_dim: int, device: str
+) -> None:
+    """Pieces merged against the softmax of all; a sequence with one piece is not touched."""
+    splits = torch.tensor(counts, dtype=torch.int32, device=device)
+    places = torch.stack([splits.cumsum(0) - splits, splits], dim=1).int()
+    shape = (int(splits.sum()), heads)
+    partial = randn(*shape, head_dim, dtype=torch.float32, device=device)
+    lse = randn(*shape, dtype=torch.float32, device=device, seed=1) * 5
+    out = torch.full((len(counts) + 1, heads, head_dim), 7.0, device=device)
+    op(out, partial, lse, places)
+    for seq, (place, count) in enumerate(places.tolist()):
+        own = slice(place, place + count)
+        weights = (lse[own].double() * math.log(2)).softmax(0)
+        merged = (partial[own].double() * weights[:, :, None]).sum(0)
+        expected = merged if count > 1 else torch.full_like(merged, 7.0)
+        assert_matches(out[seq], expected, torch.float32)
+    assert (out[len(counts)] == 7).all(), "tokens past the sequences are left alone"
 
 
 def check_prefill(

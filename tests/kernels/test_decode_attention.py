@@ -25,7 +25,11 @@ def test_window(device, dtype, window):
 @on_every_path
 @pytest.mark.parametrize("window", [None, 300, 1500])
 def test_several_splits(device, dtype, window):
-    for splitting in (Splitting(128, 16, by_sequence=True), Splitting(128, 20)):
+    for splitting in (
+        Splitting(128, 16, by_sequence=True),
+        Splitting(128, 20),
+        Splitting(128, 20, merges_apart=True),
+    ):
         op = partial(decode_attention, splitting=splitting)
         # One split; two; the last split nearly empty; so many that they are merged in turns.
         check_decode(op, [100, 256, 385, 2100], 2, 1, 32, device, dtype, window)

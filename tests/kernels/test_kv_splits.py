@@ -21,17 +21,18 @@ def cut(lengths, splitting, device, window=None, longer=0):
     """The pieces of each sequence, as (begin, end)."""
     kv_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
     rows = torch.arange(len(lengths), dtype=torch.int32, device=device) + 10
-    items = kv_splits(rows, kv_lens, splitting, max([*lengths, 1]) + longer, window).tolist()
-    used = [item for item in items if item[5]]
+    splits = kv_splits(rows, kv_lens, splitting, max([*lengths, 1]) + longer, window)
+    items, places = splits.pieces.tolist(), splits.places.tolist()
+    used = [item for item in items if item[4]]
     assert items[: len(used)] == used, "what is left over is behind"
     pieces = [[] for _ in lengths]
-    for place, (seq, row, begin, end, first, splits) in enumerate(used):
+    for place, (seq, row, begin, end, count) in enumerate(used):
         assert row == seq + 10
+        first, in_all = places[seq]
         assert place == first + len(pieces[seq]), "a sequence's pieces are neighbours, in order"
+        assert count == in_all
         pieces[seq].append((begin, end))
-        assert len(pieces[seq]) <= splits
-    for seq, own in enumerate(pieces):
-        assert len(own) == next((item[5] for item in used if item[0] == seq), 0)
+    assert [len(own) for own in pieces] == [in_all for _, in_all in places]
     return pieces
 
 

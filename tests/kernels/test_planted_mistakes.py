@@ -11,6 +11,7 @@ from kernel_cases import (
     check_batch_layout,
     check_decode,
     check_linear_silu_mul,
+    check_merge_pieces,
     check_prefill,
     check_rms_norm,
     check_rope_and_cache,
@@ -29,6 +30,7 @@ rope = partial(
     check_rope_and_cache, heads=9, kv_heads=3, head_dim=64, rotary_dim=48, norm=True, **CPU
 )
 layout = partial(check_batch_layout, device="cpu")
+merge = partial(check_merge_pieces, counts=[1, 3, 270], heads=6, head_dim=32, device="cpu")
 decode = partial(check_decode, kv_lens=[1, 50, 2100], heads=6, kv_heads=2, head_dim=32, **CPU)
 windowed = partial(decode, window=40)
 prefill = partial(check_prefill, lens=[(1, 1), (70, 150)], heads=6, kv_heads=2, head_dim=32, **CPU)
@@ -37,7 +39,10 @@ draw = partial(check_sample, **CPU)
 deep = partial(check_deep_thresholds, **CPU)
 chunks = partial(check_chunks_agree, **CPU)
 
-LAUNCHED_BY = {"_paged": "decode_attention", "kv_splits": "decode_attention"}
+LAUNCHED_BY = {
+    "_paged": "decode_attention",
+    "kv_splits": "decode_attention",
+}
 """An op of each module that only ops import."""
 
 MISTAKES = [
@@ -71,17 +76,19 @@ MISTAKES = [
     ("decode_attention", decode, "inside = keys < end", "inside = keys < end + 1"),
     ("decode_attention", decode, "acc = acc * shrink[:, None]\n        acc =", "acc = acc\n        acc ="),
     ("decode_attention", decode, "head = kv_head * GROUP + group", "head = kv_head + group * GROUP"),
-    ("decode_attention", decode, "tl.load(splits_ptr + 1)", "tl.load(splits_ptr)"),
-    ("decode_attention", decode, "tl.load(splits_ptr + 4)", "(0 * tl.load(splits_ptr + 4))"),
-    ("decode_attention", decode, "acc = acc * shrink[:, None] +", "acc = acc +"),
-    ("decode_attention", decode, "total = total * shrink + tl.sum(weights, axis=0)", "total = total + tl.sum(weights, axis=0)"),
+    ("decode_attention", decode, "tl.load(pieces_ptr + 1)", "tl.load(pieces_ptr)"),
     ("decode_attention", decode, "top + tl.log2(total)", "top"),
     ("decode_attention", decode, "== splits - 1", "== splits"),
-    ("decode_attention", decode, "split[:, None] * HEADS + member[None, :]", "split[:, None] * HEADS + member[None, :] * 0"),
-    ("decode_attention", decode, "partial * weights[:, :, None]", "partial"),
+    ("decode_attention", decode, "tl.load(places_ptr + seq * 2)", "(0 * tl.load(places_ptr + seq * 2))"),
+    ("_merge_pieces", merge, "tl.load(places_ptr + seq * 2).to", "(0 * tl.load(places_ptr + seq * 2)).to"),
+    ("_merge_pieces", merge, "acc = acc * shrink[:, None] +", "acc = acc +"),
+    ("_merge_pieces", merge, "total = total * shrink +", "total = total +"),
+    ("_merge_pieces", merge, "if pieces < 2", "if pieces < 9"),
+    ("_merge_pieces", merge, "piece[:, None] * HEADS + head[None, :]", "piece[:, None] * HEADS + head[None, :] * 0"),
+    ("_merge_pieces", merge, "partial * weights[:, :, None]", "partial"),
     ("kv_splits", decode, "tl.minimum(begin + tokens, kv_len)", "kv_len"),
-    ("kv_splits", decode, "item_ptr + 4, place,", "item_ptr + 4, place * 0,"),
-    ("kv_splits", decode, "item_ptr + 1, row", "item_ptr + 1, row * 0"),
+    ("kv_splits", decode, "places_ptr + seq * 2, place,", "places_ptr + seq * 2, place * 0,"),
+    ("kv_splits", decode, "piece_ptr + 1, row", "piece_ptr + 1, row * 0"),
     ("kv_splits", windowed, "kv_len - WINDOW", "kv_len - WINDOW - 1"),
     ("kv_splits", windowed, "begin = first +", "begin ="),
     ("_paged", decode, "(keys % BLOCK_SIZE) * token_stride", "keys * 0"),

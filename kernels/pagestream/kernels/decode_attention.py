@@ -1,10 +1,9 @@
 """Attention of one new token a sequence over its paged cache: bound by bandwidth.
 
 Split-KV, one program a (piece of a context, kv head): the query heads that share a kv head are
-packed in the M axis of one matrix product, page ids are gathered once a tile, and of a sequence's
-pieces the program that ends last merges them all, in their order. The module knows nothing of
-prompts (prefill_attention.py), of how contexts are cut (kv_splits.py) nor of how blocks are given
-out.
+packed in the M axis of one matrix product, and page ids are gathered once a tile. A sequence's only
+piece is its output; several are merged in their order. The module knows nothing of prompts
+(prefill_attention.py), of how contexts are cut (kv_splits.py) nor of how blocks are given out.
 
 Source: Dao et al., "Flash-Decoding for long-context inference" (2023); Kwon et al.,
 "PagedAttention", arXiv:2309.06180; GQA packing as in "The Anatomy of a Triton Attention Kernel",
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._merge_pieces import merge_pieces, merged_pieces
 from ._paged import cache_offsets, cache_slots, check_cache, sampled_product
 from ._triton import (
     LOG2E,
@@ -25,7 +25,10 @@ from ._triton import (
     triton,
     wait_for_inputs,
 )
-from .kv_splits import ALIGN_TOKENS, Splitting, kv_splits
+from .kv_splits import ALIGN_TOKENS, KvSplits, Splitting, kv_splits
+
+_MERGED = 1024
+"""Elements of pieces that a program merges at a time: more take more registers from all."""
 
 
 def decode_attention_reference(
@@ -97,7 +100,7 @@ def decode_attention(
     window: int | None = None,
     max_kv_len: int,
     splitting: Splitting | None = None,
-    splits: Tensor | None = None,
+    splits: KvSplits | None = None,
     arrivals: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -124,9 +127,10 @@ def decode_attention(
     splitting = splitting or Splitting.fastest(seqs, kv_heads, head_dim)
     if splits is None:
         splits = kv_splits(rows, kv_lens, splitting, max_kv_len, window)
-    pieces, dim_block = len(splits), triton.next_power_of_2(head_dim)
-    merge_group = triton.next_power_of_2(heads // kv_heads)
-    places = (pieces if pieces > seqs else 0, heads)
+    pieces, dim_block = len(splits.pieces), triton.next_power_of_2(head_dim)
+    group = triton.next_power_of_2(heads // kv_heads)
+    are_cut = pieces > seqs
+    places = (pieces if are_cut else 0, heads)
     partial = torch.empty((*places, head_dim), dtype=torch.float32, device=q.device)
     lse = torch.empty(places, dtype=torch.float32, device=q.device)
     if arrivals is None:
@@ -142,7 +146,8 @@ def decode_attention(
             k_cache,
             v_cache,
             block_table,
-            splits,
+            splits.pieces,
+            splits.places,
             scale * LOG2E,
             out.stride(0),
             q.stride(0),
@@ -150,64 +155,23 @@ def decode_attention(
             block_table.stride(0),
             KV_HEADS=kv_heads,
             GROUP=heads // kv_heads,
-            GROUP_BLOCK=max(16, merge_group),
+            GROUP_BLOCK=max(16, group),
             HEAD_DIM=head_dim,
             DIM_BLOCK=dim_block,
             BLOCK_SIZE=k_cache.shape[1],
             WINDOWED=window is not None,
             ALIGN=ALIGN_TOKENS,
             TILE=splitting.tile,
-            MERGE_GROUP=merge_group,
-            MERGED_AT_ONCE=max(1, splitting.merged // (merge_group * dim_block)),
+            MERGE_GROUP=group,
+            MERGED_AT_ONCE=max(1, _MERGED // (group * dim_block)),
+            MERGES_APART=splitting.merges_apart,
             num_warps=splitting.warps,
             num_stages=splitting.stages,
             **overlapping_launch(len(q)),
         )
+    if are_cut and splitting.merges_apart:
+        merge_pieces(out, partial, lse, splits.places)
     return out
-
-
-@triton.jit
-def _merge(
-    out_ptr,  # [group, head_dim], of the heads that share a kv head
-    partial_ptr,  # [splits, heads, head_dim] fp32, from the first of those heads on
-    lse_ptr,  # [splits, heads] fp32, log2, the same
-    splits,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    MERGE_GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIM_BLOCK: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-):
-    """Weigh each head's splits by their share of the softmax, `AT_ONCE` of all heads at a time.
-
-    They were written by other SMs, so the loads bypass this one's L1 cache.
-    """
-    member, dims = tl.arange(0, MERGE_GROUP), tl.arange(0, DIM_BLOCK)
-    in_group = member < GROUP
-    in_out = in_group[:, None] & (dims < HEAD_DIM)[None, :]
-    place = member[:, None] * HEAD_DIM + dims[None, :]
-    top = tl.full([MERGE_GROUP], -1e30, tl.float32)  # finite, for members that are none
-    total = tl.zeros([MERGE_GROUP], tl.float32)
-    acc = tl.zeros([MERGE_GROUP, DIM_BLOCK], tl.float32)
-    for at in range(0, splits, AT_ONCE):
-        split = at + tl.arange(0, AT_ONCE)
-        inside = (split < splits)[:, None] & in_group[None, :]
-        lse_at = lse_ptr + split[:, None] * HEADS + member[None, :]
-        lse = tl.load(lse_at, mask=inside, other=float("-inf"), cache_modifier=".cg")
-        partial = tl.load(
-            partial_ptr + split[:, None, None] * HEADS * HEAD_DIM + place[None, :, :],
-            mask=(split < splits)[:, None, None] & in_out[None, :, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        new_top = tl.maximum(top, tl.max(lse, axis=0))
-        shrink, weights = tl.exp2(top - new_top), tl.exp2(lse - new_top[None, :])
-        acc = acc * shrink[:, None] + tl.sum(partial * weights[:, :, None], axis=0)
-        total = total * shrink + tl.sum(weights, axis=0)
-        top = new_top
-    merged = acc / tl.where(in_group, total, 1.0)[:, None]
-    tl.store(out_ptr + place, merged.to(out_ptr.dtype.element_ty), mask=in_out)
 
 
 @triton.jit(
@@ -223,7 +187,8 @@ def _decode_attention_kernel(
     k_cache_ptr,  # [blocks, block_size, kv_heads, head_dim]
     v_cache_ptr,  # [blocks, block_size, kv_heads, head_dim]
     block_table_ptr,  # [rows, max_blocks]
-    splits_ptr,  # [pieces, 6]
+    pieces_ptr,  # [pieces, 5]
+    places_ptr,  # [seqs, 2]
     scale_log2e,
     out_stride,
     q_stride,
@@ -242,6 +207,7 @@ def _decode_attention_kernel(
     TILE: tl.constexpr,
     MERGE_GROUP: tl.constexpr,
     MERGED_AT_ONCE: tl.constexpr,
+    MERGES_APART: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One program a (piece, kv head); an only piece of a sequence writes the output itself.
@@ -251,13 +217,13 @@ def _decode_attention_kernel(
     kv_head, piece = tl.program_id(0), tl.program_id(1).to(tl.int64)
     start_dependents(PDL)
     wait_for_inputs(PDL)
-    splits_ptr += piece * 6
-    seq = tl.load(splits_ptr).to(tl.int64)
-    row = tl.load(splits_ptr + 1).to(tl.int64)
-    begin, end = tl.load(splits_ptr + 2), tl.load(splits_ptr + 3)
+    pieces_ptr += piece * 5
+    seq = tl.load(pieces_ptr).to(tl.int64)
+    row = tl.load(pieces_ptr + 1).to(tl.int64)
+    begin, end = tl.load(pieces_ptr + 2), tl.load(pieces_ptr + 3)
     if not WINDOWED:
         begin = tl.multiple_of(begin, ALIGN)
-    splits = tl.load(splits_ptr + 5)
+    splits = tl.load(pieces_ptr + 4)
     if splits == 0:
         return
 
@@ -304,21 +270,19 @@ def _decode_attention_kernel(
         partial_at = place[:, None] * HEAD_DIM + dims[None, :]
         tl.store(partial_ptr + partial_at, attended, mask=in_out)
         tl.store(lse_ptr + place, top + tl.log2(total), mask=group < GROUP)
-        # All threads' stores come before the one that says so; whoever arrives last sees them all.
-        tl.debug_barrier()
-        arrived_ptr = arrivals_ptr + seq * KV_HEADS + kv_head
-        if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == splits - 1:
-            tl.store(arrived_ptr, 0)
-            first_place = tl.load(splits_ptr + 4).to(tl.int64) * KV_HEADS * GROUP + kv_head * GROUP
-            _merge(
-                out_ptr + seq * out_stride + kv_head * GROUP * HEAD_DIM,
-                partial_ptr + first_place * HEAD_DIM,
-                lse_ptr + first_place,
-                splits,
-                HEADS=KV_HEADS * GROUP,
-                GROUP=GROUP,
-                MERGE_GROUP=MERGE_GROUP,
-                HEAD_DIM=HEAD_DIM,
-                DIM_BLOCK=DIM_BLOCK,
-                AT_ONCE=MERGED_AT_ONCE,
-            )
+        if not MERGES_APART:
+            # All threads' stores come before the one that says so; who comes last sees them all.
+            tl.debug_barrier()
+            arrived_ptr = arrivals_ptr + seq * KV_HEADS + kv_head
+            if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == splits - 1:
+                tl.store(arrived_ptr, 0)
+                first = tl.load(places_ptr + seq * 2).to(tl.int64) * KV_HEADS * GROUP
+                member = tl.arange(0, MERGE_GROUP)
+                merged_head = kv_head * GROUP + member
+                in_merged = (member < GROUP)[:, None] & in_dim[None, :]
+                merged = merged_pieces(
+                    partial_ptr + first * HEAD_DIM, lse_ptr + first, splits, merged_head, dims,
+                    in_merged, KV_HEADS * GROUP, HEAD_DIM, MERGED_AT_ONCE,
+                )  # fmt: skip
+                merged_at = seq * out_stride + merged_head[:, None] * HEAD_DIM + dims[None, :]
+                tl.store(out_ptr + merged_at, merged.to(out_ptr.dtype.element_ty), mask=in_merged)

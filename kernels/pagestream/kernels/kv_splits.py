@@ -29,6 +29,16 @@ ALIGN_TOKENS = 128
 _SEQS_BLOCK = 1024
 
 
+class KvSplits(NamedTuple):
+    """The pieces of a step's contexts, on the device."""
+
+    pieces: Tensor
+    """[pieces, 5] int32: its sequence, that one's row, the first key and the one behind the last,
+    and how many pieces the sequence has; 0 of those that are left over."""
+    places: Tensor
+    """[seqs, 2] int32: a sequence's first piece, and how many it has."""
+
+
 class Splitting(NamedTuple):
     """How contexts are cut, and how a piece is read.
 
@@ -45,8 +55,9 @@ class Splitting(NamedTuple):
     """Keys read at a time."""
     warps: int = 4
     stages: int = 3
-    merged: int = 1024
-    """Elements of a sequence's pieces that are merged at a time: more take more registers."""
+    merges_apart: bool = False
+    """Whether a kernel of its own merges a sequence's pieces: quicker where contexts are cut. Else
+    the program that ends last does, which costs nothing where none is."""
 
     @classmethod
     def fastest(cls, seqs: int, kv_heads: int, head_dim: int) -> "Splitting":
@@ -57,7 +68,9 @@ class Splitting(NamedTuple):
         """
         programs = seqs * kv_heads
         splitting = next((split for most, split in _FASTEST if programs <= most), _MANY)
-        splitting = splitting._replace(parts=-(-splitting.parts // kv_heads))
+        # Rounding gives a sequence up to one piece more than its share: leave room for those.
+        parts = (splitting.parts - min(programs, splitting.parts // 3)) // kv_heads
+        splitting = splitting._replace(parts=max(parts, 1))
         return splitting if head_dim <= 128 else splitting._replace(tile=64, warps=8)
 
     def most(self, seqs: int, max_kv_len: int) -> int:
@@ -72,21 +85,19 @@ FIXED_SPLITTING = Splitting(512, 16, by_sequence=True)
 """For any batch: what a sequence gives alone it gives among others."""
 
 _FASTEST = (
-    # (sequences times kv heads, at most; splitting), measured in steps on an H200, which has 132
-    # processors. Here `parts` is times kv heads, too.
-    (8, Splitting(128, 264, tile=128, stages=2, merged=8192)),
-    (64, Splitting(128, 264, tile=128, stages=2, merged=4096)),
-    (200, Splitting(128, 264, tile=128, stages=2, merged=2048)),
-    (264, Splitting(1024, 132, tile=128, warps=8, merged=2048)),
+    # (sequences times kv heads, at most; splitting), measured on an H200, which has 132 processors.
+    # Here `parts` is times kv heads, and counts the pieces that every sequence has anyway.
+    (200, Splitting(128, 396, tile=128, stages=2, merges_apart=True)),
+    (264, Splitting(1024, 198, stages=5, merges_apart=True)),
 )
-_MANY = Splitting(2048, 528)
+_MANY = Splitting(2048, 792)
 MANY_SEQS = _FASTEST[-1][0] + 1
 """A batch of more sequences is split as one of so many."""
 
 
 def kv_splits_reference(
     rows: Tensor, kv_lens: Tensor, splitting: Splitting, max_kv_len: int, window: int | None = None
-) -> Tensor:
+) -> KvSplits:
     """`kv_splits` in plain torch."""
     first = torch.zeros_like(kv_lens) if window is None else (kv_lens - window).clamp(min=0)
     span = kv_lens - first
@@ -96,34 +107,33 @@ def kv_splits_reference(
     tokens = -(-span // (splits.clamp(min=1) * ALIGN_TOKENS)) * ALIGN_TOKENS
     splits = -(-span // tokens.clamp(min=1))
     place = splits.cumsum(0) - splits
-    items = torch.zeros(
-        splitting.most(len(rows), max_kv_len), 6, dtype=torch.int32, device=rows.device
-    )
+    most = splitting.most(len(rows), max_kv_len)
+    pieces = torch.zeros(most, 5, dtype=torch.int32, device=rows.device)
     seq = torch.repeat_interleave(splits)
     begin = first[seq] + (torch.arange(len(seq), device=rows.device) - place[seq]) * tokens[seq]
     end = torch.minimum(begin + tokens[seq], kv_lens[seq])
-    fields = (seq, rows[seq], begin, end, place[seq], splits[seq])
-    items[: len(seq)] = torch.stack([field.int() for field in fields], dim=1)
-    return items
+    fields = (seq, rows[seq], begin, end, splits[seq])
+    pieces[: len(seq)] = torch.stack([field.int() for field in fields], dim=1)
+    return KvSplits(pieces, torch.stack([place, splits], dim=1).int())
 
 
 def kv_splits(
     rows: Tensor, kv_lens: Tensor, splitting: Splitting, max_kv_len: int, window: int | None = None
-) -> Tensor:
+) -> KvSplits:
     """Cut every sequence's context in pieces of even length.
 
-    Shapes: rows [seqs] int32, kv_lens [seqs] int32 (0: nothing to read) -> [pieces, 6] int32, a
-    piece each: its sequence, that one's row, the first key and the one behind the last, the first
-    piece of the sequence, and how many it has. There is room for the most that can be, and those
-    left over have 0 as the last number. With a window only what the newest token sees is cut.
+    Shapes: rows [seqs] int32, kv_lens [seqs] int32 (0: nothing to read). There is room for the most
+    pieces that there can be. With a window only what the newest token sees is cut.
     """
     if not runs_kernel(kv_lens):
         return kv_splits_reference(rows, kv_lens, splitting, max_kv_len, window)
     seqs, count = len(rows), splitting.most(len(rows), max_kv_len)
-    items = torch.empty((count, 6), dtype=torch.int32, device=rows.device)
+    pieces = torch.empty((count, 5), dtype=torch.int32, device=rows.device)
+    places = torch.empty((seqs, 2), dtype=torch.int32, device=rows.device)
     if count:
         _kv_splits_kernel[(1,)](
-            items,
+            pieces,
+            places,
             rows,
             kv_lens,
             seqs,
@@ -136,7 +146,7 @@ def kv_splits(
             SEQS_BLOCK=max(_SEQS_BLOCK, triton.next_power_of_2(seqs)),
             **overlapping_launch(seqs),
         )
-    return items
+    return KvSplits(pieces, places)
 
 
 @triton.jit(
@@ -144,7 +154,8 @@ def kv_splits(
     do_not_specialize_on_alignment=["rows_ptr", "kv_lens_ptr"],
 )
 def _kv_splits_kernel(
-    items_ptr,  # [count, 6]
+    pieces_ptr,  # [count, 5]
+    places_ptr,  # [seqs, 2]
     rows_ptr,  # [seqs]
     kv_lens_ptr,  # [seqs]
     seqs,
@@ -175,15 +186,16 @@ def _kv_splits_kernel(
     tokens = tl.cdiv(span, tl.maximum(splits, 1) * ALIGN) * ALIGN
     splits = tl.cdiv(span, tl.maximum(tokens, 1))
     place = tl.cumsum(splits, axis=0) - splits
+    tl.store(places_ptr + seq * 2, place, mask=seq < seqs)
+    tl.store(places_ptr + seq * 2 + 1, splits, mask=seq < seqs)
     for split in range(0, tl.max(splits, axis=0)):
         inside = split < splits
         begin = first + split * tokens
-        item_ptr = items_ptr + (place + split) * 6
-        tl.store(item_ptr, seq, mask=inside)
-        tl.store(item_ptr + 1, row, mask=inside)
-        tl.store(item_ptr + 2, begin, mask=inside)
-        tl.store(item_ptr + 3, tl.minimum(begin + tokens, kv_len), mask=inside)
-        tl.store(item_ptr + 4, place, mask=inside)
-        tl.store(item_ptr + 5, splits, mask=inside)
+        piece_ptr = pieces_ptr + (place + split) * 5
+        tl.store(piece_ptr, seq, mask=inside)
+        tl.store(piece_ptr + 1, row, mask=inside)
+        tl.store(piece_ptr + 2, begin, mask=inside)
+        tl.store(piece_ptr + 3, tl.minimum(begin + tokens, kv_len), mask=inside)
+        tl.store(piece_ptr + 4, splits, mask=inside)
     for at in range(tl.sum(splits, axis=0), count, SEQS_BLOCK):
-        tl.store(items_ptr + (at + seq) * 6 + 5, 0, mask=at + seq < count)
+        tl.store(pieces_ptr + (at + seq) * 5 + 4, 0, mask=at + seq < count)

@@ -17,6 +17,7 @@ from torch.nn.functional import embedding
 
 from pagestream.kernels import (
     MANY_SEQS,
+    KvSplits,
     Products,
     Splitting,
     decode_attention,
@@ -204,7 +205,7 @@ class Attend:
         self.slot_mapping = inputs.slot_mapping
         # Made once a step, for all layers.
         self.tiles: Tensor | None = None
-        self.splits: dict[int | None, Tensor] = {}
+        self.splits: dict[int | None, KvSplits] = {}
         self.arrivals = torch.zeros(
             len(inputs.rows) * spec.num_kv_heads, dtype=torch.int32, device=inputs.rows.device
         )
