@@ -9,7 +9,7 @@ from kernel_cases import check_linear, randn
 
 from pagestream.kernels import Products, _products, linear, linear_silu_mul
 from pagestream.kernels._cublaslt import Algorithm, Shape
-from pagestream.kernels._products import Notes
+from pagestream.kernels._product_notes import Notes
 
 SHAPE = Shape(64, 512, 256, torch.bfloat16)
 

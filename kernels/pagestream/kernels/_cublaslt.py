@@ -18,6 +18,12 @@ _COMPUTE_IN_FP32 = 68
 _TRANSPOSE_A = 3
 _TRANSPOSED = 1
 _PREFERENCE_WORKSPACE = 1
+_TILE_IDS = 6
+"""Capability of an algorithm: the tiles it can be told to use."""
+_TILE, _SPLITS, _REDUCTION, _SWIZZLE, _CUSTOM, _CLUSTER = 1, 2, 3, 4, 5, 8
+"""What an algorithm can be told."""
+_ONE_BLOCK = 2
+"""Cluster shape: 1 x 1 x 1."""
 
 _WORKSPACE_BYTES = 32 << 20
 _ALIGNMENT_BYTES = 256
@@ -94,7 +100,7 @@ class CublasLt:
             and weight.data_ptr() % _ALIGNMENT_BYTES == 0
         )
 
-    def candidates(self, layouts: Layouts, most: int) -> list[Algorithm]:
+    def proposals(self, layouts: Layouts, most: int) -> list[Algorithm]:
         """Up to `most` algorithms for a product, in the order cuBLASLt believes in."""
         found, count = (_Candidate * most)(), ctypes.c_int()
         self._call(
@@ -103,6 +109,43 @@ class CublasLt:
             ctypes.c_int(most), found, ctypes.byref(count),
         )  # fmt: skip
         return [one.algorithm for one in found[: count.value] if one.status == 0]
+
+    def tilings(self, layouts: Layouts, like: Algorithm) -> list[Algorithm]:
+        """Algorithms that differ from one in their tile, and are plain in all else."""
+        written = ctypes.c_size_t()
+        self._call(
+            "cublasLtMatmulAlgoCapGetAttribute",
+            *(ctypes.byref(like), _TILE_IDS, None, ctypes.c_size_t(0), ctypes.byref(written)),
+        )
+        tiles = (ctypes.c_uint32 * (written.value // 4))()
+        self._call(
+            "cublasLtMatmulAlgoCapGetAttribute",
+            *(ctypes.byref(like), _TILE_IDS, tiles, written, ctypes.byref(written)),
+        )
+        tilings = [self._tiling(like, tile) for tile in tiles]
+        return [tiling for tiling in tilings if self._can(layouts, tiling)]
+
+    def _tiling(self, like: Algorithm, tile: int) -> Algorithm:
+        """A copy with another tile, one block a cluster, and sums in one piece."""
+        tiling = Algorithm.from_buffer_copy(like)
+        told = {_TILE: tile, _SPLITS: 1, _REDUCTION: 0, _SWIZZLE: 0, _CUSTOM: 0}
+        for attribute, value in told.items():
+            self._set(
+                "cublasLtMatmulAlgoConfig", ctypes.byref(tiling), attribute, ctypes.c_uint32(value)
+            )
+        cluster = ctypes.c_uint16(_ONE_BLOCK)
+        self._set("cublasLtMatmulAlgoConfig", ctypes.byref(tiling), _CLUSTER, cluster)
+        return tiling
+
+    def _can(self, layouts: Layouts, algorithm: Algorithm) -> bool:
+        """Whether an algorithm serves these operands, with the workspace there is."""
+        found = _Candidate()
+        status = self._lib.cublasLtMatmulAlgoCheck(
+            self._handle, self._product,
+            layouts.weight, layouts.x, layouts.out, layouts.out,
+            ctypes.byref(algorithm), ctypes.byref(found),
+        )  # fmt: skip
+        return status == found.status == 0 and found.workspace_bytes <= _WORKSPACE_BYTES
 
     def layouts(self, shape: Shape) -> Layouts:
         """Describe the operands of a product of this shape."""
@@ -140,7 +183,7 @@ class CublasLt:
         self._call(function, ctypes.byref(made), *arguments)
         return made
 
-    def _set(self, kind: str, of: ctypes.c_void_p, attribute: int, value: Any) -> None:
+    def _set(self, kind: str, of: Any, attribute: int, value: Any) -> None:
         size = ctypes.c_size_t(ctypes.sizeof(value))
         self._call(f"{kind}SetAttribute", of, attribute, ctypes.byref(value), size)
 

@@ -1,38 +1,36 @@
 """Products of matrices, each shape by the algorithm that measured fastest on this GPU.
 
-cuBLAS picks an algorithm by rules of its own, and between 64 and 1,024 rows they are sometimes far
-off: 293 µs at 448 x 4096 x 28672 on an H100 where another of its algorithms takes 170. So shapes
-that will be replayed from graphs are measured once, before they are captured; any other takes what
-torch takes. What was chosen is kept with Triton's compiled kernels, so that the next start on this
+cuBLAS picks an algorithm by rules of its own, and below some 1,000 rows they are often off: 16.4 µs
+at 192 x 4096 x 4096 on an H200 where another of its tilings takes 13.1. So shapes that will be
+replayed from graphs, and that of the largest step, are measured before the first job; any other
+takes what torch takes. For some numbers of rows every tiling is tried, for those between what was
+good there. What was chosen is kept with Triton's compiled kernels, so that the next start on this
 GPU measures nothing and sums in the same order. The module knows nothing of what the weights mean.
 """
 
-import hashlib
-import json
-import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ._cublaslt import Algorithm, CublasLt, Layouts, Shape
+from ._product_notes import Notes
 
-logger = logging.getLogger(__name__)
-
-_MAX_CANDIDATES = 8
+_PROPOSALS = 8
+_SURVEYED_ROWS = frozenset((8, 16, *range(32, 257, 32), *range(384, 1025, 128)))
+"""Rows for which every tiling is tried: some 200 take 0.1 s."""
+_SURVEYED_OUTPUTS = 65536
+"""With more of them (the LM head's) trying all takes too long."""
+_FINALISTS = 3
+_ROUNDS = 3
 _MAX_WEIGHTS = 2
 """Weights of one shape to measure with, in turn: one alone would come from the L2 cache."""
-_ROUNDS = 2
-_MAX_ROWS = 1024
-"""With more rows the usual choice is good, and measuring takes long."""
 _SLEEP_CYCLES = 200_000
 """What the GPU waits before each measurement: meanwhile the host launches what is measured."""
-_HOPELESS = 1.2
-"""Times the fastest so far: whoever takes longer in the first round is not measured again."""
 _WORTHWHILE = 0.97
 """Share of the usual time that another algorithm may take: less is gained by chance."""
 
@@ -52,13 +50,17 @@ class Products:
         """None where torch's own choice was as good."""
         self._seen: dict[Shape, list[Tensor]] | None = None
         """While learning: weights by the shapes asked for and not known yet."""
+        # By the shape of a single row:
+        self._tilings: dict[Shape, list[Algorithm]] = {}
+        self._good: defaultdict[Shape, list[Algorithm]] = defaultdict(list)
+        """What was good for the numbers of rows that were surveyed."""
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor | None:
         """Return x @ weight.T, or None where torch may as well.
 
         Shapes: x [rows, inputs], weight [outputs, inputs] -> [rows, outputs].
         """
-        if len(x) > _MAX_ROWS or not CublasLt.takes(x, weight):
+        if not CublasLt.takes(x, weight):
             return None
         shape = Shape(x.shape[0], x.shape[1], len(weight), x.dtype)
         if self._seen is not None and shape not in self._chosen:
@@ -78,8 +80,9 @@ class Products:
         self._seen = {}
         try:
             yield
-            for shape, weights in self._seen.items():
-                self._chosen[shape] = self._choose(shape, weights)
+            # Those between take what was found for those surveyed.
+            for shape in sorted(self._seen, key=_is_surveyed, reverse=True):
+                self._chosen[shape] = self._choose(shape, self._seen[shape])
             self._notes.keep()
         finally:
             self._seen = None
@@ -93,30 +96,47 @@ class Products:
             best = self._notes[shape]
             if best is None or self._library.launch(layouts, best, x, weights[0], out) == 0:
                 return None if best is None else (layouts, best)
-        best = self._notes[shape] = self._fastest(layouts, x, weights, out)
+        best = self._notes[shape] = self._fastest(shape, layouts, x, weights, out)
         return None if best is None else (layouts, best)
 
     def _fastest(
-        self, layouts: Layouts, x: Tensor, weights: list[Tensor], out: Tensor
+        self, shape: Shape, layouts: Layouts, x: Tensor, weights: list[Tensor], out: Tensor
     ) -> Algorithm | None:
-        usual_us = _time_us(partial(F.linear, x), weights)
+        """Try all candidates once, the best of them again; None if torch's choice is as good."""
+        candidates = self._library.proposals(layouts, _PROPOSALS)
+        row = shape._replace(rows=1)
+        if not _is_surveyed(shape):
+            candidates += self._good[row]
+        elif candidates:
+            if row not in self._tilings:
+                self._tilings[row] = self._library.tilings(layouts, candidates[0])
+            candidates += self._tilings[row]
+        timed: list[tuple[float, int]] = []
+        for number, candidate in enumerate(candidates):
+            launch = partial(self._library.launch, layouts, candidate, x, out=out)
+            # One may ask for what this GPU or these operands do not have.
+            if launch(weights[0]) == 0:
+                timed.append((_time_us(launch, weights), number))
+        finalists = [candidates[number] for _, number in sorted(timed)[:_FINALISTS]]
+        if _is_surveyed(shape):
+            self._good[row] += finalists
+        usual_us = _time_us(partial(F.linear, x), weights, _ROUNDS)
         best, best_us = None, _WORTHWHILE * usual_us
-        for algorithm in self._library.candidates(layouts, _MAX_CANDIDATES):
-            launch = partial(self._library.launch, layouts, algorithm, x, out=out)
-            if launch(weights[0]) != 0:
-                continue  # it asks for what this GPU or these operands do not have
-            if (us := _time_us(launch, weights, _HOPELESS * best_us)) < best_us:
-                best, best_us = algorithm, us
+        for finalist in finalists:
+            launch = partial(self._library.launch, layouts, finalist, x, out=out)
+            if (us := _time_us(launch, weights, _ROUNDS)) < best_us:
+                best, best_us = finalist, us
         return best
 
 
-def _time_us(
-    launch: Callable[[Tensor], object], weights: list[Tensor], most_us: float = float("inf")
-) -> float:
-    """Shortest time of a launch, over rounds of one launch a weight; one round if `most_us`."""
-    launch(weights[0])
+def _is_surveyed(shape: Shape) -> bool:
+    return shape.rows in _SURVEYED_ROWS and shape.outputs < _SURVEYED_OUTPUTS
+
+
+def _time_us(launch: Callable[[Tensor], object], weights: list[Tensor], rounds: int = 1) -> float:
+    """Shortest time of a launch, over rounds of one launch a weight."""
     times_us: list[float] = []
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(_SLEEP_CYCLES)
         begin.record()
@@ -125,58 +145,4 @@ def _time_us(
         end.record()
         end.synchronize()
         times_us.append(begin.elapsed_time(end) * 1000 / len(weights))
-        if times_us[0] > most_us:
-            break
     return min(times_us)
-
-
-class Notes:
-    """What was chosen on one kind of GPU with the same libraries, in a file of Triton's cache.
-
-    A file that cannot be read or written costs the measuring, nothing else.
-    """
-
-    _FILE = "products.json"
-    _FORMAT = 1
-
-    def __init__(self, *identity: object) -> None:
-        """`identity`: all that a choice depends on beside the shape."""
-        from triton.runtime.cache import get_cache_manager
-
-        key = repr(("pagestream products", self._FORMAT, *identity))
-        self._store = get_cache_manager(hashlib.sha256(key.encode()).hexdigest())
-        self._algorithms = self._read(self._store.get_file(self._FILE))
-        self._changed = False
-
-    def __contains__(self, shape: Shape) -> bool:
-        return _name(shape) in self._algorithms
-
-    def __getitem__(self, shape: Shape) -> Algorithm | None:
-        noted = self._algorithms[_name(shape)]
-        return None if noted is None else Algorithm.from_buffer_copy(bytes.fromhex(noted))
-
-    def __setitem__(self, shape: Shape, algorithm: Algorithm | None) -> None:
-        self._algorithms[_name(shape)] = None if algorithm is None else bytes(algorithm).hex()
-        self._changed = True
-
-    def keep(self) -> None:
-        """Write what is new."""
-        if not self._changed:
-            return
-        try:
-            self._store.put(json.dumps(self._algorithms), self._FILE, binary=False)
-        except OSError as error:
-            logger.warning("the choice of products is not kept for the next start: %s", error)
-        self._changed = False
-
-    @staticmethod
-    def _read(path: str | None) -> dict[str, str | None]:
-        try:
-            return json.loads(Path(path).read_text()) if path else {}
-        except (OSError, ValueError) as error:
-            logger.warning("products are measured anew, %s cannot be read: %s", path, error)
-            return {}
-
-
-def _name(shape: Shape) -> str:
-    return f"{shape.rows} x {shape.inputs} x {shape.outputs} {shape.dtype}"
