@@ -171,10 +171,9 @@ class Scheduler:
                     continue  # its last token is in flight
             elif num_tokens > budget_tokens:
                 num_tokens = budget_tokens
-            if computed + num_tokens > len(request.blocks) * block_tokens:
-                if not self._grow(request, num_tokens):
-                    break
-                plan.grown.append(request)
+            grows = computed + num_tokens > len(request.blocks) * block_tokens
+            if grows and not self._grow(request, num_tokens):
+                break
             self._plan(plan, request, num_tokens)
             budget_tokens -= num_tokens
         return budget_tokens
@@ -191,7 +190,6 @@ class Scheduler:
             self._waiting.popleft()
             self._start(request, cached, needed)
             plan.admitted.append(request)
-            plan.grown.append(request)
             num_tokens = min(request.num_tokens - request.num_computed_tokens, budget_tokens)
             self._plan(plan, request, num_tokens)
             budget_tokens -= num_tokens
