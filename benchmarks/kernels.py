@@ -279,7 +279,7 @@ def batch_layout_case(seqs: int, q_len: int) -> Case:
         rows, zero = ints(range(seqs)), ints([0] * seqs)
         cu_q, ids = ints(range(0, seqs * q_len + 1, q_len)), ints([0] * (seqs * q_len))
         table = ints([[0] * -(-q_len // BLOCK_SIZE)] * seqs)
-        return lambda: batch_layout(rows, zero, cu_q, ids, zero.bool(), zero, table, BLOCK_SIZE)
+        return lambda: batch_layout(rows, zero, cu_q, ids, zero, zero, table, BLOCK_SIZE)
 
     moved = seqs * q_len * 20  # an id read; an id, a position and a slot written
     return Case("batch_layout", f"{seqs} x {q_len}", make, moved, moved)

@@ -295,10 +295,15 @@ def check_rope_and_cache(
 
 
 def check_batch_layout(op: Op, device: str) -> None:
-    """Decodes, prompt chunks, an id that only the device knows, and padding behind."""
+    """Decodes in a new block and in their last, prompt chunks, and padding behind.
+
+    A decode's id is on the device alone, and so is the table, but for the block that it brings.
+    """
     starts, q_lens = [36, 0, 16, 5, 40], [1, 20, 33, 1, 1]
-    from_device = [True, False, False, False, True]
     rows, table = [4, 0, 2, 5, 1], torch.arange(1, 6 * 4 + 1).flip(0).view(6, 4)
+    decode_blocks = [99, 0, 0, 0, int(table[1, 40 // 16])]
+    on_device = table.to(device, torch.int32)
+    table[4, 36 // 16] = 99
     last_token = torch.arange(900, 906)
     bounds = torch.tensor([0, *q_lens]).cumsum(0)
     used, padding = int(bounds[-1]), 3
@@ -309,20 +314,21 @@ def check_batch_layout(op: Op, device: str) -> None:
 
     layout = op(
         ints(rows), ints(starts), ints(bounds), ints(host_ids),
-        ints(from_device), ints(last_token), ints(table), 16,
+        ints(decode_blocks), ints(last_token), on_device, 16,
     )  # fmt: skip
     tokens = [
         (
-            int(last_token[row]) if newest else int(host_ids[begin + i]),
+            int(last_token[row]) if decode_block else int(host_ids[begin + i]),
             start + i,
             int(table[row, (start + i) // 16]) * 16 + (start + i) % 16,
         )
-        for row, start, q_len, newest, begin in zip(
-            rows, starts, q_lens, from_device, bounds.tolist(), strict=False
+        for row, start, q_len, decode_block, begin in zip(
+            rows, starts, q_lens, decode_blocks, bounds.tolist(), strict=False
         )
         for i in range(q_len)
     ] + [(0, 0, 0)] * padding
     assert list(zip(*(t.tolist() for t in layout[:3]), strict=True)) == tokens
+    assert on_device.tolist() == table.tolist()
     assert layout.kv_lens.tolist() == [s + n for s, n in zip(starts, q_lens, strict=True)]
     assert layout.decode_lens.tolist() == [37, 0, 0, 0, 41]
     assert [t.dtype for t in layout[:3]] == [torch.int32, torch.int32, torch.int64]

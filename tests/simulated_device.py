@@ -34,18 +34,23 @@ class SimulatedDevice:
         self._block_tokens = block_tokens
         self._slots: dict[int, tuple[int, int]] = {}  # slot -> (position, token)
         self._last_token: dict[int, int] = {}
+        self._tables: dict[int, list[int]] = {}  # row -> blocks
 
     def run(self, plan: Plan) -> list[int]:
         """One id a work in batch order (meaningless where the work draws none)."""
+        for request in plan.admitted:
+            self._tables[request.row] = request.blocks.copy()
+        for work in plan.decodes:  # each brings the newest block, whether it is a new one or not
+            self._tables[work.row][work.start // self._block_tokens :] = work.request.blocks[-1:]
         writes = [(self._tokens(work, False), work) for work in plan.prefills]
         writes = [(self._tokens(work, True), work) for work in plan.decodes] + writes
         ids: list[int] = []
         for tokens, work in writes:
             for position, token in enumerate(tokens, work.start):
-                self._slots[self._slot(work.request.blocks, position)] = (position, token)
+                self._slots[self._slot(work.row, position)] = (position, token)
         for _tokens, work in writes:
             prefix = [
-                self._slots[self._slot(work.request.blocks, position)]
+                self._slots[self._slot(work.row, position)]
                 for position in range(work.start + work.num_tokens)
             ]
             assert [position for position, _ in prefix] == list(range(len(prefix)))
@@ -58,6 +63,6 @@ class SimulatedDevice:
             return [self._last_token[work.row]]
         return work.request.ids(work.start, work.start + work.num_tokens)
 
-    def _slot(self, blocks: list[int], position: int) -> int:
+    def _slot(self, row: int, position: int) -> int:
         index, offset = divmod(position, self._block_tokens)
-        return blocks[index] * self._block_tokens + offset
+        return self._tables[row][index] * self._block_tokens + offset

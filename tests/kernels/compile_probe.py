@@ -81,7 +81,7 @@ def norm(hidden: int) -> None:
 def layout() -> None:
     ints = torch.zeros(4, dtype=torch.int32)
     cu_q = torch.zeros(5, dtype=torch.int32)
-    batch_layout(ints, ints, cu_q, ints, ints.bool(), ints, ints.view(4, 1), 16)
+    batch_layout(ints, ints, cu_q, ints, ints, ints, ints.view(4, 1), 16)
 
 
 def splits() -> None:

@@ -27,4 +27,4 @@ def test_a_prompt_longer_than_a_program_takes_at_once(device):
 def test_refuses_bounds_of_another_length():
     ints = torch.zeros(3, dtype=torch.int32)
     with pytest.raises(AssertionError, match="cu_q"):
-        batch_layout(ints, ints, ints, ints, ints.bool(), ints, ints.view(3, 1), 16)
+        batch_layout(ints, ints, ints, ints, ints, ints, ints.view(3, 1), 16)

@@ -36,7 +36,6 @@ def test_a_mixed_step_becomes_tensors():
         decodes=[Work(decode, 2, 20, 1, True)],
         prefills=[Work(prefill, 0, 16, 3, False)],
         admitted=[decode, prefill],
-        grown=[decode, prefill],
     )
     assert made.admit(plan.admitted).tolist() == [2, 0]
     made.keep_drawn(torch.tensor([2], dtype=torch.int32), torch.tensor([77], dtype=torch.int32))
@@ -61,7 +60,6 @@ def test_a_mixed_step_in_a_larger_shape_pads_with_nobody():
     plan = Plan(
         decodes=[Work(decode, 2, 20, 1, True)],
         prefills=[Work(prefill, 0, 16, 3, False)],
-        grown=[decode, prefill],
     )
     inputs = staged(made, plan, StepShape(4, 8, True, 3, 64))
     assert inputs.input_ids.tolist() == [0, 16, 17, 18, 0, 0, 0, 0]
@@ -76,20 +74,22 @@ def test_blocks_given_out_later_reach_the_table():
     made = batch()
     grown = request("r", [1] * 16, 1, [6])
     made.admit([grown])
-    staged(made, Plan(prefills=[Work(grown, 1, 0, 16, True)], grown=[grown]))
+    staged(made, Plan(prefills=[Work(grown, 1, 0, 16, True)]))
     grown.blocks.append(8)
-    inputs = staged(made, Plan(decodes=[Work(grown, 1, 16, 1, True)], grown=[grown]))
-    assert inputs.slot_mapping.tolist() == [8 * 16]
+    for start in (16, 17):
+        inputs = staged(made, Plan(decodes=[Work(grown, 1, start, 1, True)]))
+        assert inputs.slot_mapping.tolist() == [8 * 16 + start - 16]
+        assert inputs.block_table[1].tolist() == [6, 8, 0, 0]
 
 
 def test_a_row_taken_over_forgets_its_former_blocks():
     made = batch()
     first = request("a", [1] * 40, 1, [6, 7, 8])
     made.admit([first])
-    staged(made, Plan(prefills=[Work(first, 1, 0, 40, True)], grown=[first]))
+    staged(made, Plan(prefills=[Work(first, 1, 0, 40, True)]))
     second = request("b", [1] * 4, 1, [2])
     made.admit([second])
-    inputs = staged(made, Plan(prefills=[Work(second, 1, 0, 4, True)], grown=[second]))
+    inputs = staged(made, Plan(prefills=[Work(second, 1, 0, 4, True)]))
     assert inputs.slot_mapping.tolist() == [32, 33, 34, 35]
 
 
@@ -97,7 +97,7 @@ def test_decodes_of_nobody_write_to_the_padding_block():
     made = batch()
     real = request("r", [1] * 16, 1, [6, 7])
     made.admit([real])
-    plan = Plan(decodes=[Work(real, 1, 16, 1, True)], grown=[real])
+    plan = Plan(decodes=[Work(real, 1, 16, 1, True)])
     inputs = staged(made, plan, StepShape(4, 4, True, 0, 64))
     assert inputs.slot_mapping.tolist() == [7 * 16, 0, 0, 0]
     assert inputs.decode_lens.tolist() == [17, 0, 0, 0]

@@ -23,7 +23,6 @@ def plan_of(decodes: int, prefills: list[int]) -> Plan:
         ],
     )
     plan.admitted.append(plan.prefills[-1].request if prefills else plan.decodes[-1].request)
-    plan.grown.extend(plan.admitted)
     return plan
 
 
@@ -76,4 +75,3 @@ def test_parts_hold_every_token_once_and_in_order(seed):
     drawn = [w.request.request_id for part in parts for w in part if w.draws]
     assert drawn == [w.request.request_id for w in plan if w.draws]
     assert [part.admitted for part in parts] == [plan.admitted] + [[]] * (len(parts) - 1)
-    assert [part.grown for part in parts] == [plan.grown] + [[]] * (len(parts) - 1)

@@ -6,8 +6,7 @@ from pagestream.worker.messages import Sampling
 
 def request(in_flight=0):
     made = Request("r", [1, 2, 3], Sampling(max_tokens=4), [4, 5])
-    for _ in range(in_flight):
-        made.draw()
+    made.num_tokens += in_flight
     return made
 
 
@@ -33,7 +32,7 @@ def test_only_full_blocks_of_known_tokens_get_hashes():
     made = request(in_flight=1)
     made.extend_hashes(2)
     assert len(made.block_hashes) == 2
-    made.take(6)
+    made.output_ids.append(6)
     assert made.ids(4, 6) == [5, 6]
     made.extend_hashes(2)
     assert len(made.block_hashes) == 3

@@ -2,8 +2,9 @@
 
 The host knows which sequences run and how many tokens each; where a token's K and V go follows from
 the block table, and the id of a sequence's newest token may not have reached the host yet. So the
-host sends three small arrays and one kernel writes the rest, with nothing to wait for. The module
-does not know why a sequence runs: decode, prompt chunk and recomputation look the same.
+host sends four small arrays and one kernel writes the rest, with nothing to wait for. A block table
+grows here too: each decode brings the block of its token. The module does not know why a sequence
+runs: prompt chunk and recomputation look the same.
 """
 
 from typing import NamedTuple
@@ -38,12 +39,14 @@ def batch_layout_reference(
     starts: Tensor,
     cu_q: Tensor,
     host_ids: Tensor,
-    from_device: Tensor,
+    decode_blocks: Tensor,
     last_token: Tensor,
     block_table: Tensor,
     block_size: int,
 ) -> Layout:
     """`batch_layout` in plain torch; also what serves on the CPU."""
+    decodes = decode_blocks != 0
+    block_table[rows[decodes].long(), starts[decodes] // block_size] = decode_blocks[decodes]
     q_lens = cu_q.diff()
     seq = torch.repeat_interleave(q_lens)
     used, row = len(seq), rows[seq].long()
@@ -52,9 +55,9 @@ def batch_layout_reference(
     at = starts[seq] + torch.arange(used, dtype=torch.int32) - cu_q[seq]
     positions[:used] = at
     slots[:used] = block_table[row, at // block_size].long() * block_size + at % block_size
-    input_ids[:used] = torch.where(from_device[seq] != 0, last_token[row], host_ids[:used])
+    input_ids[:used] = torch.where(decodes[seq], last_token[row], host_ids[:used])
     kv_lens = starts + q_lens
-    return Layout(input_ids, positions, slots, kv_lens, kv_lens * (from_device != 0))
+    return Layout(input_ids, positions, slots, kv_lens, kv_lens * decodes)
 
 
 def batch_layout(
@@ -62,7 +65,7 @@ def batch_layout(
     starts: Tensor,
     cu_q: Tensor,
     host_ids: Tensor,
-    from_device: Tensor,
+    decode_blocks: Tensor,
     last_token: Tensor,
     block_table: Tensor,
     block_size: int,
@@ -70,18 +73,19 @@ def batch_layout(
     """Lay out the tokens of a step: cu_q[i] to cu_q[i + 1] are sequence i's, from starts[i] on.
 
     Shapes: rows [seqs] int32, starts [seqs] int32 (tokens computed before this step), cu_q [seqs +
-    1] int32 beginning at 0, host_ids [tokens] int32, from_device [seqs] int32 (1: the sequence's
-    one token is last_token[row], whatever host_ids says), last_token [rows] int32, block_table
-    [rows, max_blocks] int32. Tokens past cu_q[-1] are padding: id 0, position 0, slot 0.
+    1] int32 beginning at 0, host_ids [tokens] int32, decode_blocks [seqs] int32 (the sequence's one
+    token is last_token[row], whatever host_ids says, and goes to this block, which is entered into
+    the block table; 0: not a decode), last_token [rows] int32, block_table [rows, max_blocks]
+    int32. Tokens past cu_q[-1] are padding: id 0, position 0, slot 0.
     """
     seqs, tokens = len(rows), len(host_ids)
     assert len(cu_q) == seqs + 1, f"cu_q has {len(cu_q)} entries for {seqs} sequences"
-    assert len(starts) == len(from_device) == seqs, (
-        "starts and from_device have one entry a sequence"
+    assert len(starts) == len(decode_blocks) == seqs, (
+        "starts and decode_blocks have one entry a sequence"
     )
     if not runs_kernel(host_ids):
         return batch_layout_reference(
-            rows, starts, cu_q, host_ids, from_device, last_token, block_table, block_size
+            rows, starts, cu_q, host_ids, decode_blocks, last_token, block_table, block_size
         )
     layout = Layout(
         torch.empty_like(host_ids),
@@ -96,7 +100,7 @@ def batch_layout(
         starts,
         cu_q,
         host_ids,
-        from_device,
+        decode_blocks,
         last_token,
         block_table,
         block_table.stride(0),
@@ -112,7 +116,7 @@ def batch_layout(
 @triton.jit(
     do_not_specialize=["seqs", "tokens"],
     do_not_specialize_on_alignment=[
-        "rows_ptr", "starts_ptr", "cu_q_ptr", "host_ids_ptr", "from_device_ptr"
+        "rows_ptr", "starts_ptr", "cu_q_ptr", "host_ids_ptr", "decode_blocks_ptr"
     ],
 )  # fmt: skip
 def _batch_layout_kernel(
@@ -125,7 +129,7 @@ def _batch_layout_kernel(
     starts_ptr,  # [seqs]
     cu_q_ptr,  # [seqs + 1]
     host_ids_ptr,  # [tokens]
-    from_device_ptr,  # [seqs]
+    decode_blocks_ptr,  # [seqs]
     last_token_ptr,  # [rows]
     block_table_ptr,  # [rows, max_blocks]
     block_table_stride,
@@ -152,18 +156,21 @@ def _batch_layout_kernel(
         row = tl.load(rows_ptr + seq).to(tl.int64)
         start = tl.load(starts_ptr + seq)
         newest = tl.load(last_token_ptr + row)
-        on_device = tl.load(from_device_ptr + seq) != 0
+        decode_block = tl.load(decode_blocks_ptr + seq)
+        is_decode = decode_block != 0
+        block_table_ptr += row * block_table_stride
+        tl.store(block_table_ptr + start // BLOCK_SIZE, decode_block, mask=is_decode)
         kv_len = start + end - begin
         tl.store(kv_lens_ptr + seq, kv_len)
-        tl.store(decode_lens_ptr + seq, tl.where(on_device, kv_len, 0))
+        tl.store(decode_lens_ptr + seq, tl.where(is_decode, kv_len, 0))
         for at in range(begin, end, BLOCK):
             token = at + tl.arange(0, BLOCK)
             inside = token < end
             position = start + token - begin
             host_id = tl.load(host_ids_ptr + token, mask=inside, other=0)
-            block_ptr = block_table_ptr + row * block_table_stride + position // BLOCK_SIZE
-            block = tl.load(block_ptr, mask=inside, other=0).to(tl.int64)
-            tl.store(input_ids_ptr + token, tl.where(on_device, newest, host_id), mask=inside)
+            block = tl.load(block_table_ptr + position // BLOCK_SIZE, mask=inside, other=0)
+            block = tl.where(is_decode, decode_block, block).to(tl.int64)
+            tl.store(input_ids_ptr + token, tl.where(is_decode, newest, host_id), mask=inside)
             tl.store(positions_ptr + token, position, mask=inside)
             slot = block * BLOCK_SIZE + position % BLOCK_SIZE
             tl.store(slot_mapping_ptr + token, slot, mask=inside)

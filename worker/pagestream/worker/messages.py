@@ -60,8 +60,11 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     kv_bytes: int
 
 
-class Output(msgspec.Struct, frozen=True, array_like=True):
-    """New tokens of one request, in order. `finish` is None while it runs."""
+class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """New tokens of one request, in order. `finish` is None while it runs.
+
+    Nothing in it refers back to it, so no garbage collection visits it: each step makes many.
+    """
 
     request_id: str
     token_ids: list[int]

@@ -1,14 +1,16 @@
 """From a plan to tensors on the device.
 
 What stays the same for a request lives in rows on the device: its block table, its last token, its
-prompt length. A step sends only what is new: which rows take part, where each starts, the ids of
-prompt pieces, and blocks just given out. Everything else (positions, slots, lengths) is computed
-there.
+prompt length. A step sends only what is new, in one copy: which rows take part, where each starts,
+the block that each decode writes to, and the ids of prompt pieces. Everything else (positions,
+slots, lengths) is computed there.
 The host never reads from the device here. Knows no model.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from itertools import accumulate
+from struct import pack_into
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from pagestream.kernels import batch_layout
 
 from ..models.inputs import ForwardInputs
+from .blocks import PADDING_BLOCK
 from .plan import Plan, Work
 from .request import Request
 
@@ -75,40 +78,50 @@ class Batch:
         self._block_table = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
         self._last_token = torch.zeros(num_rows, dtype=torch.int32, device=device)
         self._prompt_lens = torch.ones(num_rows, dtype=torch.int32, device=device)
-        self._blocks_sent = [0] * num_rows
 
         self._pinned = device.type == "cuda"
-        # rows, starts, from_device, cu_q, prefill_cu_q, ids
+        # rows, starts, decode_blocks, cu_q, prefill_cu_q, ids
         sizes = (*[max_running] * 3, *[max_running + 1] * 2, max_step_tokens)
         self._ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
-        self._stages = [
+        hosts = [
             torch.zeros(self._ends[-1], dtype=torch.int32, pin_memory=self._pinned)
             for _ in range(NUM_STAGES)
         ]
+        self._stages = [(host, self._sections(host.numpy())) for host in hosts]
         self._turn = 0
         self._counted = np.arange(max_running + 1, dtype=np.int32)
         self._sent = torch.zeros(self._ends[-1], dtype=torch.int32, device=device)
 
     def admit(self, requests: list[Request]) -> Tensor:
-        """Set up the rows of requests that just got theirs: returned as `[requests]` int64."""
+        """Set up the rows of requests that just got theirs: returned as `[requests]` int64.
+
+        From then on a row's table grows by what its decodes bring.
+        """
         rows: list[int] = []
+        places: list[int] = []
+        blocks: list[int] = []
         for request in requests:
             assert request.row is not None, f"{request.request_id} was admitted without a row"
             rows.append(request.row)
-            self._blocks_sent[request.row] = 0
-        index = self._to_device(rows)
-        prompt_lens = self._to_device([len(request.prompt_ids) for request in requests])
+            first = request.row * self._block_table.shape[1]
+            places += range(first, first + len(request.blocks))
+            blocks += request.blocks
+        lengths = [len(request.prompt_ids) for request in requests]
+        index, prompt_lens = self._to_device([rows, lengths])
         self._prompt_lens.index_copy_(0, index, prompt_lens.int())
+        at, values = self._to_device([places, blocks])
+        self._block_table.view(-1).index_copy_(0, at, values.int())
         return index
 
     def stage(self, plan: Plan, shape: StepShape) -> None:
         """Send a plan's numbers to the device, for a step of `shape`, which may be larger."""
-        self._send_blocks(plan)
-        works = list(plan)
+        works = [*plan.decodes, *plan.prefills]
         self._send(
             shape,
             rows=[work.row for work in works],
             starts=[work.start for work in works],
+            # A decode's token is the newest that its request has blocks for.
+            decode_blocks=[work.request.blocks[-1] for work in plan.decodes],
             prefill_lengths=[work.num_tokens for work in plan.prefills],
             ids=[token_id for work in plan.prefills for token_id in _ids(work)],
         )
@@ -122,19 +135,19 @@ class Batch:
         lengths = lengths[: self._padding_row]
         seqs, tokens = len(lengths), sum(lengths)
         shape = StepShape(seqs, tokens, False, seqs, max(lengths))
-        self._send(shape, [self._padding_row] * seqs, [0] * seqs, lengths, [0] * tokens)
+        self._send(shape, [self._padding_row] * seqs, [0] * seqs, [], lengths, [0] * tokens)
         return shape
 
     def inputs(self, shape: StepShape) -> ForwardInputs:
         """The staged step as the model takes it: device work only, so a graph can capture it."""
-        rows, starts, from_device, cu_q, prefill_cu_q, ids = self._sections(self._sent)
+        rows, starts, decode_blocks, cu_q, prefill_cu_q, ids = self._sections(self._sent)
         seqs = shape.num_seqs
         layout = batch_layout(
             rows[:seqs],
             starts[:seqs],
             cu_q[: seqs + 1],
             ids[: shape.num_tokens],
-            from_device[:seqs],
+            decode_blocks[:seqs],
             self._last_token,
             self._block_table,
             self._block_tokens,
@@ -166,6 +179,7 @@ class Batch:
         shape: StepShape,
         rows: list[int],
         starts: list[int],
+        decode_blocks: list[int],
         prefill_lengths: list[int],
         ids: list[int],
     ) -> None:
@@ -173,45 +187,31 @@ class Batch:
 
         Decodes come first, and each has one token, whose id the device has.
         """
-        host = self._stages[self._turn]
+        host, (row, start, block, cu_q, prefill_cu_q, token) = self._stages[self._turn]
         self._turn = (self._turn + 1) % NUM_STAGES
-        seqs, padded = len(rows), shape.num_seqs
-        num_decodes = seqs - len(prefill_lengths)
-        row, start, from_device, cu_q, prefill_cu_q, token = self._sections(host.numpy())
-        row[:seqs], row[seqs:padded] = rows, self._padding_row
-        start[:seqs], start[seqs:padded] = starts, 0
-        from_device[:num_decodes], from_device[num_decodes:padded] = 1, 0
-        cu_q[: num_decodes + 1] = self._counted[: num_decodes + 1]
-        cu_q[num_decodes + 1 : seqs + 1] = num_decodes + np.cumsum(prefill_lengths, dtype=np.int32)
+        seqs, padded, num_decodes = len(rows), shape.num_seqs, len(decode_blocks)
+        for section, numbers, padding in (
+            (row, rows, self._padding_row),
+            (start, starts, 0),
+            (block, decode_blocks, PADDING_BLOCK),
+        ):
+            # numpy takes twice as long over a list.
+            pack_into(f"{len(numbers)}i", section, 0, *numbers)
+            section[len(numbers) : padded] = padding
+        cu_q[:num_decodes] = self._counted[:num_decodes]
+        cu_q[num_decodes : seqs + 1] = list(accumulate(prefill_lengths, initial=num_decodes))
         cu_q[seqs + 1 : padded + 1] = cu_q[seqs]
         np.maximum(cu_q, num_decodes, out=prefill_cu_q)
         token[num_decodes : num_decodes + len(ids)] = ids
         used = self._ends[-2] + num_decodes + len(ids)
         self._sent[:used].copy_(host[:used], non_blocking=True)
 
-    def _send_blocks(self, plan: Plan) -> None:
-        """Bring the block tables up to date; may be done again if memory runs out in it."""
-        places: list[int] = []
-        blocks: list[int] = []
-        row_size = self._block_table.shape[1]
-        for request in plan.grown:
-            row, table = request.row, request.blocks
-            assert row is not None, f"{request.request_id} got blocks without a row"
-            sent, first = self._blocks_sent[row], row * row_size
-            places.extend(range(first + sent, first + len(table)))
-            blocks.extend(table[sent:])
-        if places:
-            index, values = self._to_device([places, blocks])
-            self._block_table.view(-1).index_copy_(0, index, values.int())
-        for request in plan.grown:
-            self._blocks_sent[cast(int, request.row)] = len(request.blocks)
-
-    def _to_device(self, numbers: list[int] | list[list[int]]) -> Tensor:
+    def _to_device(self, numbers: list[list[int]]) -> Tensor:
         tensor = torch.tensor(numbers, dtype=torch.int64, pin_memory=self._pinned)
         return tensor.to(self._device, non_blocking=True)
 
     def _sections(self, buffer: Any) -> Any:
-        """The parts of a buffer: rows, starts, from_device, cu_q, prefill_cu_q, ids."""
+        """The parts of a buffer: rows, starts, decode_blocks, cu_q, prefill_cu_q, ids."""
         starts = [0, *self._ends[:-1]]
         return [buffer[start:end] for start, end in zip(starts, self._ends, strict=True)]
 

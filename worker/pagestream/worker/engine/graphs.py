@@ -5,6 +5,7 @@ without, and a bound on the context (attention's grid depends on it). Graphs sha
 largest first. Knows no plans: a step is a function of its shape.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
 import torch
@@ -72,8 +73,8 @@ class StepGraphs:
         """The captured shape that holds a step of `shape`; None if no captured one does."""
         if not shape.max_prefills:
             bound = next(bound for bound in self._decodes if bound >= shape.max_kv_len)
-            seqs = next(size for size in self._decodes[bound] if size >= shape.num_seqs)
-            return _decode_shape(seqs, bound)
+            sizes = self._decodes[bound]
+            return _decode_shape(sizes[bisect_left(sizes, shape.num_seqs)], bound)
         tokens = next((size for size in self._mixed if size >= shape.num_tokens), None)
         if tokens is None or shape.max_prefills > MIXED_PREFILLS:
             return None

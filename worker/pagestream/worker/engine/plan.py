@@ -5,6 +5,7 @@ Pure Python: knows no device and no blocks.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import msgspec
 from msgspec.structs import replace
@@ -33,13 +34,10 @@ class Plan:
     """Prompts or pieces of prompts, whose ids are known on the host."""
     admitted: list[Request] = field(default_factory=list[Request])
     """Requests that got a row in this step: the device knows nothing of them yet."""
-    grown: list[Request] = field(default_factory=list[Request])
-    """Requests that got blocks in this step, the admitted ones among them."""
 
     def __iter__(self) -> Iterator[Work]:
         """The step's works in batch order: decodes first."""
-        yield from self.decodes
-        yield from self.prefills
+        return chain(self.decodes, self.prefills)
 
     def __len__(self) -> int:
         return len(self.decodes) + len(self.prefills)
@@ -57,7 +55,7 @@ class Plan:
         """
         if self.num_tokens <= num_tokens:
             return self, Plan()
-        first = Plan(self.decodes[:num_tokens], admitted=self.admitted, grown=self.grown)
+        first = Plan(self.decodes[:num_tokens], admitted=self.admitted)
         rest = Plan(self.decodes[num_tokens:])
         room_tokens = num_tokens - len(first.decodes)
         for work in self.prefills:

@@ -31,7 +31,6 @@ class Request:
         "cached_tokens",
         "max_tokens",
         "num_computed_tokens",
-        "num_in_flight_tokens",
         "num_named_blocks",
         "num_tokens",
         "output_ids",
@@ -70,7 +69,6 @@ class Request:
         self.num_named_blocks = 0
         """Blocks of the present table that the prefix cache was told of."""
         self.num_computed_tokens = 0
-        self.num_in_flight_tokens = 0
         self.prefill_tokens = 0
         """Tokens to prefill since the last admission; beyond them the request decodes."""
         self.cached_tokens = 0
@@ -80,23 +78,12 @@ class Request:
     @property
     def num_known_tokens(self) -> int:
         """Tokens whose ids are known on the host."""
-        return self.num_tokens - self.num_in_flight_tokens
+        return len(self.prompt_ids) + len(self.output_ids)
 
     @property
     def is_decoding(self) -> bool:
         """True once everything known at admission is computed: one token a step from here."""
         return self.num_computed_tokens >= self.prefill_tokens
-
-    def draw(self) -> None:
-        """Count one more token in flight: a planned step draws it."""
-        self.num_tokens += 1
-        self.num_in_flight_tokens += 1
-
-    def take(self, token_id: int) -> int:
-        """Learn the id of the oldest token in flight; returns how many are known now."""
-        self.output_ids.append(token_id)
-        self.num_in_flight_tokens -= 1
-        return len(self.output_ids)
 
     def ids(self, start: int, stop: int) -> list[int]:
         """Known token ids from position `start` to `stop`."""

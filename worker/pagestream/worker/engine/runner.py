@@ -54,8 +54,11 @@ class Runner:
         self._graphs: StepGraphs | None = None
         self._on_gpu = cache[0].k.device.type == "cuda"
         # One more than can be in flight: a step's ids are read before its buffer is written again.
-        self._host_ids = [
-            torch.zeros(batch.num_rows, dtype=torch.int32, pin_memory=self._on_gpu)
+        self._landings = [
+            (
+                torch.zeros(batch.num_rows, dtype=torch.int32, pin_memory=self._on_gpu),
+                torch.cuda.Event() if self._on_gpu else None,
+            )
             for _ in range(self.max_in_flight + 1)
         ]
         self._turn = 0
@@ -81,16 +84,16 @@ class Runner:
         Raises:
             OutOfMemory: not even one token fits.
         """
-        host_ids = self._host_ids[self._turn]
-        self._turn = (self._turn + 1) % len(self._host_ids)
+        host_ids, arrived = self._landings[self._turn]
+        self._turn = (self._turn + 1) % len(self._landings)
         rest = plan
         while len(rest):
             part, after = rest.cut(self._limit.tokens)
-            if self._start(part, host_ids[len(plan) - len(rest) :]):
+            begin = len(plan) - len(rest)
+            if self._start(part, host_ids[begin : begin + len(part)]):
                 rest = after
             if len(rest) and self._on_gpu:
                 torch.cuda.synchronize()  # the host's buffers are about to be filled again
-        arrived = torch.cuda.Event() if self._on_gpu else None
         if arrived is not None:
             arrived.record()
         return Launched(host_ids, arrived, len(plan))
@@ -155,7 +158,7 @@ class Runner:
                 raise OutOfMemory(next(iter(part)).request.request_id) from error
             self._limit.lower(part.num_tokens, str(error))
             return False  # not tried again here: the error holds the step's tensors
-        host_ids[: len(part)].copy_(token_ids[: len(part)], non_blocking=True)
+        host_ids.copy_(token_ids[: len(part)], non_blocking=True)
         self._limit.fitted()
         return True
 

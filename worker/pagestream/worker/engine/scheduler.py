@@ -108,23 +108,25 @@ class Scheduler:
         Works whose request was aborted, or finished while the step ran, are skipped.
         """
         outputs: list[Output] = []
-        finished = False
+        rows_freed = False
+        finished = State.FINISHED  # looked up once: an enum's members are slow to reach
         for work, token_id in zip(plan, token_ids, strict=True):
             request = work.request
-            if not work.draws or request.state is State.FINISHED:
+            if not work.draws or request.state is finished:
                 continue
-            num_drawn = request.take(token_id)
+            request.output_ids.append(token_id)
+            num_drawn = len(request.output_ids)
             sampling = request.sampling
             finish = None
             if num_drawn >= sampling.max_tokens or token_id in sampling.stop_token_ids:
                 finish = self._finish_reason(sampling, num_drawn, token_id)
             outputs.append(Output(request.request_id, [token_id], finish, request.cached_tokens))
             if finish:
-                finished |= request.state is State.RUNNING
+                rows_freed |= request.state is State.RUNNING
                 if request.state is State.WAITING:
                     self._waiting.remove(request)
                 self._forget(request)
-        if finished:
+        if rows_freed:
             self._running = [r for r in self._running if r.state is State.RUNNING]
         return outputs
 
@@ -159,24 +161,30 @@ class Scheduler:
     # ---- planning
 
     def _plan_running(self, plan: Plan, budget_tokens: int) -> int:
-        # Whoever is preempted is the newest: at or behind the one that asks, never planned already.
-        block_tokens = self._pool.block_tokens
-        for request in self._running.copy():
-            if not budget_tokens or request.state is not State.RUNNING:
+        # Most of a step's host time is here, so decodes are planned in line. The list may lose its
+        # end: the newest is preempted, at or behind the one that asks, never planned already.
+        block_tokens, decodes = self._pool.block_tokens, plan.decodes
+        for request in self._running:
+            if not budget_tokens:
                 break
-            computed = request.num_computed_tokens
-            num_tokens = request.num_tokens - computed
-            if num_tokens == 1:
-                if request.num_tokens >= request.max_tokens:
-                    continue  # its last token is in flight
-            elif num_tokens > budget_tokens:
-                num_tokens = budget_tokens
-            if computed + num_tokens > len(request.blocks) * block_tokens:
-                if not self._grow(request, num_tokens):
-                    break
-                plan.grown.append(request)
-            self._plan(plan, request, num_tokens)
-            budget_tokens -= num_tokens
+            start = request.num_computed_tokens
+            if start < request.prefill_tokens:
+                budget_tokens -= self._plan_prefill(plan, request, budget_tokens)
+                continue
+            end = start + 1
+            if end >= request.max_tokens:
+                continue  # its last token is in flight
+            if end > len(request.blocks) * block_tokens and not self._grow(request):
+                break
+            row = request.row
+            assert row is not None, f"{request.request_id} runs without a row"
+            decodes.append(Work(request, row, start, 1, True))
+            request.num_computed_tokens = end
+            request.num_tokens = end + 1  # the one that this step draws
+            if end >= (request.num_named_blocks + 1) * block_tokens:
+                self._name_full_blocks(request)
+            budget_tokens -= 1
+        self._unfilled_slots -= len(decodes)
         return budget_tokens
 
     def _admit(self, plan: Plan, budget_tokens: int) -> None:
@@ -191,34 +199,26 @@ class Scheduler:
             self._waiting.popleft()
             self._start(request, cached, needed)
             plan.admitted.append(request)
-            plan.grown.append(request)
-            num_tokens = min(request.num_tokens - request.num_computed_tokens, budget_tokens)
-            self._plan(plan, request, num_tokens)
-            budget_tokens -= num_tokens
+            budget_tokens -= self._plan_prefill(plan, request, budget_tokens)
 
-    def _plan(self, plan: Plan, request: Request, num_tokens: int) -> None:
-        """Give the request `num_tokens` of the step, and count them as computed.
+    def _plan_prefill(self, plan: Plan, request: Request, budget_tokens: int) -> int:
+        """Give the request tokens of the step, and count them as computed; returns how many.
 
-        So are its blocks: whoever is planned behind it may share those that this step fills, for
-        every layer writes its keys and values before any sequence attends to them.
+        Its blocks count so too: whoever is planned behind it may share those that this step fills,
+        for every layer writes its keys and values before any sequence attends to them.
         """
         assert request.row is not None, f"{request.request_id} runs without a row"
         start = request.num_computed_tokens
-        end = start + num_tokens
-        draws = end == request.num_tokens
-        work = Work(request, request.row, start, num_tokens, draws)
-        if start >= request.prefill_tokens:
-            plan.decodes.append(work)
-        else:
-            plan.prefills.append(work)
-            self.num_chunked_prefills += not draws
-            self.num_prefill_tokens += num_tokens
-        request.num_computed_tokens = end
+        num_tokens = min(request.num_tokens - start, budget_tokens)
+        request.num_computed_tokens = start + num_tokens
+        draws = request.num_computed_tokens == request.num_tokens
+        request.num_tokens += draws
+        plan.prefills.append(Work(request, request.row, start, num_tokens, draws))
+        self.num_chunked_prefills += not draws
+        self.num_prefill_tokens += num_tokens
         self._unfilled_slots -= num_tokens
-        if draws:
-            request.draw()
-        if end >= (request.num_named_blocks + 1) * self._pool.block_tokens:
-            self._name_full_blocks(request)
+        self._name_full_blocks(request)
+        return num_tokens
 
     # ---- blocks
 
@@ -233,7 +233,7 @@ class Scheduler:
 
     def _start(self, request: Request, cached: list[int], needed: int) -> None:
         # One step is in flight at most, so a preempted request's last token is known by now.
-        assert not request.num_in_flight_tokens, (
+        assert request.num_known_tokens == request.num_tokens, (
             f"{request.request_id} restarts with a token unknown"
         )
         self._pool.share(cached)
@@ -249,17 +249,15 @@ class Scheduler:
         self.num_prefix_hit_tokens += request.cached_tokens
         self.num_prefix_query_tokens += request.num_tokens if self._prefix_cache else 0
 
-    def _grow(self, request: Request, num_tokens: int) -> bool:
-        """Give the request blocks for its next tokens; False if it had to be preempted itself."""
-        needed = self._pool.blocks_for(request.num_computed_tokens + num_tokens)
-        needed -= len(request.blocks)
-        while needed > self._pool.num_available:
+    def _grow(self, request: Request) -> bool:
+        """Give a decode its next block; False if it had to be preempted itself."""
+        while not self._pool.num_available:
             victim = self._running.pop()
             self._preempt(victim)
             if victim is request:
                 return False
-        request.blocks += self._pool.allocate(needed)
-        self._unfilled_slots += needed * self._pool.block_tokens
+        request.blocks += self._pool.allocate(1)
+        self._unfilled_slots += self._pool.block_tokens
         return True
 
     def _preempt(self, request: Request) -> None:
@@ -294,6 +292,8 @@ class Scheduler:
             return
         block_tokens = self._pool.block_tokens
         computed = min(request.num_computed_tokens, request.num_known_tokens) // block_tokens
+        if computed == request.num_named_blocks:
+            return
         request.extend_hashes(block_tokens)
         for index in range(request.num_named_blocks, computed):
             self._pool.cache.add(request.block_hashes[index], request.blocks[index])
