@@ -2,6 +2,7 @@
 
 import ctypes
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,86 @@ def test_a_file_that_cannot_be_written_costs_the_measuring_alone(cache, caplog):
     notes[SHAPE] = noted(7)
     notes.keep()
     assert "not kept" in caplog.text
+
+
+class Library:
+    """cuBLASLt without a GPU: proposals 1 and 2, tilings 10 to 14."""
+
+    version = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.tiled: list[int] = []
+
+    @staticmethod
+    def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
+        return True
+
+    def layouts(self, shape: Shape) -> Shape:
+        return shape
+
+    def proposals(self, shape: Shape, most: int) -> list[Algorithm]:
+        return [noted(1), noted(2)]
+
+    def tilings(self, shape: Shape, like: Algorithm) -> list[Algorithm]:
+        self.tiled.append(shape.outputs)
+        return [noted(number) for number in range(10, 15)]
+
+    def launch(self, shape: Shape, algorithm: Algorithm, *_: object, **__: object) -> int:
+        return 0
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """What is chosen for shapes, given what each algorithm takes; torch's own choice takes 100."""
+
+    def choose(rows_us, outputs=256):
+        def time_us(launch, weights, rounds=1):
+            if launch.func is torch.nn.functional.linear:
+                return 100.0
+            tried.append((launch.args[0].rows, launch.args[1].data[0]))
+            return float(rows_us(*tried[-1]))
+
+        tried: list[tuple[int, int]] = []
+        monkeypatch.setattr(_products, "CublasLt", Library)
+        monkeypatch.setattr(_products, "_WORTHWHILE", 0.97)
+        monkeypatch.setattr(_products, "_time_us", time_us)
+        monkeypatch.setattr(
+            torch.cuda,
+            "get_device_properties",
+            lambda _: SimpleNamespace(name="", multi_processor_count=1),
+        )
+        products = Products(torch.device("cpu"))
+        weight = torch.zeros(outputs, 8)
+        with products.learning():
+            for rows in (104, 96, 100):
+                products.multiply(torch.zeros(rows, 8), weight)
+        found = {
+            shape.rows: None if best is None else best[1].data[0]
+            for shape, best in products._chosen.items()
+        }
+        return found, tried
+
+    return choose
+
+
+def test_rows_between_take_what_was_good_where_all_tilings_were_tried(chosen):
+    # 13 is best at 96 rows, and 12, third there, at the others.
+    us = {13: 50, 11: 60, 12: 70}
+    found, tried = chosen(
+        lambda rows, number: 40 if rows > 96 and number == 12 else us.get(number, 90)
+    )
+    assert found == {96: 13, 104: 12, 100: 12}
+    assert {number for rows, number in tried if rows == 96} == {1, 2, 10, 11, 12, 13, 14}
+    assert {number for rows, number in tried if rows == 104} == {1, 2, 11, 12, 13}
+
+
+def test_torch_keeps_its_choice_where_little_is_gained(chosen):
+    assert chosen(lambda rows, number: 98)[0] == {96: None, 104: None, 100: None}
+
+
+def test_the_heads_tilings_are_not_tried(chosen):
+    _, tried = chosen(lambda rows, number: 90, outputs=65536)
+    assert {number for _, number in tried} == {1, 2}
 
 
 @pytest.mark.gpu
