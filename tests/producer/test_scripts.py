@@ -171,9 +171,12 @@ def test_a_full_server_refuses_submit_but_lets_workers_finish(own_server, keys):
         claim = worker.claim_one()
         client.config_set("maxmemory", 1)
         # Redis 6 has no error class of its own for this inside a script.
-        with pytest.raises(ResponseError, match="used memory"):
-            wire.submit("c")
+        for tenant in ("default", "another"):
+            with pytest.raises(ResponseError, match="used memory"):
+                wire.submit("c", tenant=tenant)
         assert wire.record("c") == {}, "refused means not written at all"
+        assert (wire.lane_entries(), wire.lane_entries("another")) == (2, 0)
+        assert not client.exists(keys.jobs("normal", "another"))
         assert worker.step(rows=[row(claim, 0, 5)]).row_codes == "k"
         assert worker.step(ends=[end(claim, 1)], slots=1, tokens=100).end_codes == "k"
         assert wire.state("a") == "done"

@@ -175,6 +175,33 @@ def test_a_tenant_that_comes_back_is_owed_nothing_for_its_absence(wire, keys, re
     assert redis_client.zscore(keys.ready("normal"), "b") == 500
 
 
+def test_a_tenant_whose_jobs_have_all_ended_starts_level_with_who_runs(wire, keys, redis_client):
+    wire.submit("a", tenant="a")
+    wire.submit("b", tenant="b")
+    wire.submit("c", tenant="c")
+    worker = Worker(wire)
+    claims = {claim.job_id: claim for claim in worker.claim(3)}
+    worker.step(
+        ends=[end(claims["a"], 0), end(claims["c"], 0)],
+        prefills=[("a", 1, 10), ("b", 1, 500), ("c", 1, 20)],
+    )
+    wire.submit("c-1", tenant="c")
+    assert redis_client.zscore(keys.ready("normal"), "c") == 500
+    left = dict(redis_client.zrange(keys.served, 0, -1, withscores=True))
+    assert left == {b"b": 500, b"c": 500}, "a has no job and less than whoever runs"
+
+
+def test_everything_begins_anew_where_nobody_has_a_job(wire, keys, redis_client):
+    worker = Worker(wire)
+    for tenant in ("a", "b"):
+        wire.submit(tenant, tenant=tenant)
+        claim = worker.claim_one()
+        worker.step(ends=[end(claim, 0)], prefills=[(tenant, 1, 100)])
+    redis_client.zadd(keys.served, {"a": 70, "c": 90})
+    wire.submit("b-1", tenant="b")
+    assert redis_client.zrange(keys.served, 0, -1, withscores=True) == [(b"b", 0)]
+
+
 def test_a_tenant_cannot_wash_off_what_it_was_served_by_leaving(wire, keys, redis_client):
     for number in range(3):
         wire.submit(f"b-{number}", tenant="b", tokens_max=10)

@@ -16,18 +16,20 @@ import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError
 
+_JOBS = ("_shared", "_limits", "_fairness", "_due", "_job")
+
 PARTS = {
-    "submit": ("_shared", "submit"),
-    "cancel": ("_shared", "cancel"),
-    "delete": ("_shared", "delete"),
-    "renew": ("_shared", "renew"),
-    "register": ("_shared", "_crash", "_recover", "register"),
-    "step": ("_shared", "_crash", "_take", "step"),
-    "resync": ("_shared", "resync"),
-    "reap": ("_shared", "_crash", "_recover", "reap"),
-    "crash": ("_shared", "_crash", "crash"),
-    "leave": ("_shared", "_crash", "_recover", "leave"),
-    "retry": ("_shared", "retry"),
+    "submit": ("_shared", "_limits", "_fairness", "_due", "submit"),
+    "cancel": (*_JOBS, "cancel"),
+    "delete": (*_JOBS, "delete"),
+    "renew": (*_JOBS, "renew"),
+    "register": (*_JOBS, "_crash", "_recover", "register"),
+    "step": (*_JOBS, "_take", "step"),
+    "resync": (*_JOBS, "resync"),
+    "reap": (*_JOBS, "_crash", "_recover", "reap"),
+    "crash": (*_JOBS, "_crash", "crash"),
+    "leave": (*_JOBS, "_crash", "_recover", "leave"),
+    "retry": (*_JOBS, "retry"),
     "drain": ("_shared", "drain"),
     "due": ("due",),
     "schedule": ("schedule",),

@@ -1,15 +1,7 @@
--- Crashes of those who held a job: what they count, and what becomes of suspects. For whoever sees
--- a death, and for the step that clears a suspect.
+-- Crashes of those who held a job: what they count, and what becomes of suspects.
 
 local BACK_OFF_MS, BACK_OFF_MS_MAX = 1000, 60000
 local ERROR_BYTES_MAX = 4000
-
--- A job is no suspect any more: it runs beside others again.
-local function clear(job)
-  job.crashes = SUSPECT_CRASHES - 1
-  call('HSET', prefix .. 'job:' .. job.id, 'crashes', job.crashes)
-  call('ZREM', prefix .. 'suspects', job.id)
-end
 
 -- Who killed is found: those who only stood by are suspects no more.
 local function clear_suspects()

@@ -12,9 +12,7 @@ local cursors = {} -- lane stream -> last entry the group has delivered
 
 local function delivered(stream)
   for _, group in ipairs(call('XINFO', 'GROUPS', stream)) do
-    local info = {}
-    for i = 1, #group, 2 do info[group[i]] = group[i + 1] end
-    if info['name'] == GROUP then return info['last-delivered-id'] end
+    if field(group, 'name') == GROUP then return field(group, 'last-delivered-id') end
   end
 end
 
@@ -188,31 +186,28 @@ local function take_suspect(worker)
   return nil, false
 end
 
--- Forget what was looked up of a tenant: what comes next for it may be another job now.
-local function look_again(tenant)
-  for lane, head in pairs(heads) do
-    if not head or head.tenant == tenant then heads[lane] = nil end
-  end
-end
-
 -- What tenants were served in this call, as far as is known: the most their prompts may take. It
 -- makes them take turns here, and is taken back at the end, for they are charged for what is computed.
 -- Otherwise whoever comes in between would start level with a tenant that is then given back most.
-local advances = {}
+-- A tenant that is alone has every turn.
+local advances, is_alone = {}, nil
 
 local function advance(tenant, tokens)
+  if is_alone == nil then is_alone = call('ZCARD', prefix .. 'served') == 1 end
+  if is_alone then return end
   advances[tenant] = (advances[tenant] or 0) + tokens
   charge(tenant, tokens)
+  for lane, head in pairs(heads) do -- where it stood first, another may
+    if head and head.tenant == tenant then heads[lane] = nil end
+  end
 end
 
 local function take_all(worker, room, evict)
   local claims = {}
+  if call('EXISTS', prefix .. 'suspects', unpack(READY)) == 0 then return claims, {} end
   if room.slots > 0 and call('EXISTS', prefix .. 'suspects') == 1 then
     local suspect, is_emptying = take_suspect(worker)
     if suspect or is_emptying then return {suspect}, {} end
-  end
-  if call('EXISTS', prefix .. 'ready:high', prefix .. 'ready:normal', prefix .. 'ready:low') == 0 then
-    return claims, {}
   end
   local slots, tokens, aged_slots = room.slots, room.tokens, room.aged_slots
   while true do
@@ -221,10 +216,10 @@ local function take_all(worker, room, evict)
     local need = math.min(tonumber(head.job.tokens_max or 0), room.job_tokens_max)
     -- Nothing overtakes a job that does not fit: the room it needs would never come.
     if slots < 1 or need > tokens then
-      local freed, tenant = evict(head)
+      local freed = evict(head)
       if freed then
         slots, tokens = slots + 1, tokens + freed
-        look_again(tenant)
+        heads = {} -- what was taken out waits now, and may be next
       end
       if slots < 1 or need > tokens then return claims, {head.lane, head.tenant, need} end
     end
@@ -235,7 +230,6 @@ local function take_all(worker, room, evict)
       slots, tokens = slots - 1, tokens - need
       if aged then aged_slots = aged_slots - 1 end
       advance(head.tenant, need)
-      look_again(head.tenant) -- it is served more now: where it stood first, another may
     end
   end
 end

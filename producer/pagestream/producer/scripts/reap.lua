@@ -53,7 +53,7 @@ end
 -- Forget tenants without jobs, once they are many. One that comes back starts level with the least
 -- served that waits, so only those at or below that line lose nothing by it.
 if call('ZCARD', prefix .. 'served') > TENANTS_KEPT then
-  local line = least_served() or '+inf'
+  local line = least_waiting() or '+inf'
   for _, tenant in ipairs(call('ZRANGEBYSCORE', prefix .. 'served', '-inf', line, 'LIMIT', 0, 100)) do
     if not has_jobs(tenant) then call('ZREM', prefix .. 'served', tenant) end
   end

@@ -80,7 +80,7 @@ end
 
 -- Publish ----------------------------------------------------------------------------------------
 
-local served = {} -- tenant -> tokens published in this step
+local served = {} -- tenant -> tokens computed for it, as far as this step tells
 local replies, xadd, find = prefix .. 'out:', redis.pcall, string.find
 
 -- The one function that runs for every row of every step: kept lean.
@@ -148,13 +148,16 @@ end
 local function settle(id, epoch, computed, has_token)
   local held = lease(id, epoch)
   if not held then return end
-  local record = prefix .. 'job:' .. id
-  local known = call('HMGET', record, 'charged', 'paid')
-  charge(held.tenant, computed - tonumber(known[1] or computed))
-  call('HSET', record, 'charged', computed)
-  if has_token then call('HSETNX', record, 'first_token_ms', digits(now)) end
+  local record, tenant = prefix .. 'job:' .. id, held.tenant
+  local known = call('HMGET', record, 'charged', 'paid', 'first_token_ms')
+  served[tenant] = (served[tenant] or 0) + computed - tonumber(known[1] or computed)
+  if has_token and not known[3] then
+    call('HSET', record, 'charged', computed, 'first_token_ms', digits(now))
+  else
+    call('HSET', record, 'charged', computed)
+  end
   if known[2] and computed > 0 then
-    spend(held.tenant, 'tokens', computed - tonumber(known[2]))
+    spend(tenant, 'tokens', computed - tonumber(known[2]))
     call('HDEL', record, 'paid')
   end
 end
@@ -163,11 +166,9 @@ local row_codes, end_codes = {}, {}
 
 local function apply()
   for i = 1, #rows do row_codes[i] = publish(rows[i]) end
-  for tenant, count in pairs(served) do
-    charge(tenant, count)
-    spend(tenant, 'tokens', count)
-  end
+  for tenant, count in pairs(served) do spend(tenant, 'tokens', count) end
   for _, item in ipairs(prefills) do settle(unpack(item)) end
+  for tenant, count in pairs(served) do charge(tenant, count) end
   tally = {}
   for i = 1, #ends do end_codes[i] = close(ends[i]) end
   for tenant, counts in pairs(tally) do write_usage(tenant, counts) end
@@ -214,7 +215,7 @@ local function evict(head)
   put_back(job)
   cursors[job.stream] = nil -- the stream may have gone with it, if it was cancelled
   ring() -- for another worker
-  return victim[5], job.tenant
+  return victim[5]
 end
 
 -- Control and heartbeat, and go ------------------------------------------------------------------

@@ -73,8 +73,8 @@ if known[1] then
   return {known[1] == hash and 'attached' or 'conflict', now, 0, known[2]}
 end
 
-local unfinished = 0
-for _, name in ipairs(LANES) do
+local arrives, unfinished = not has_jobs(tenant), 0
+for _, name in ipairs(arrives and {} or LANES) do
   unfinished = unfinished + call('XLEN', prefix .. 'jobs:' .. name .. ':' .. tenant)
 end
 local queue_limit = limits_of(tenant).queue_limit or options.queue_limit or QUEUE_LIMIT
@@ -87,37 +87,44 @@ for what, least in pairs({jobs = 1, tokens = 0}) do
 end
 
 -- The first write is one that a server out of memory refuses: then nothing is written at all.
+local stream = prefix .. 'jobs:' .. lane .. ':' .. tenant
+if arrives or call('EXISTS', stream) == 0 then
+  call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
+end
 local tokens_max = digits(options.tokens_max or #payload + TEMPLATE_TOKENS)
-call('HSET', record, 'payload', payload, 'hash', hash, 'state', 'queued', 'epoch', 0, 'crashes', 0,
-  'owner', '', 'lane', lane, 'tenant', tenant, 'tokens_max', tokens_max, 'queued_ms', digits(now),
-  'retention_ms', digits(options.retention_ms or RETENTION_MS), 'mirror', options.mirror and '1' or '')
+local entry = call('XADD', stream, '*', 'id', id, 'tokens_max', tokens_max)
+
+local fields = {
+  'payload', payload, 'hash', hash, 'state', 'queued', 'epoch', 0, 'crashes', 0, 'owner', '',
+  'lane', lane, 'tenant', tenant, 'entry', entry, 'tokens_max', tokens_max, 'queued_ms', digits(now),
+  'retention_ms', digits(options.retention_ms or RETENTION_MS), 'mirror', options.mirror and '1' or '',
+}
+local function keep(name, value)
+  fields[#fields + 1] = name
+  fields[#fields + 1] = value
+end
 local waits = {queue_timeout_ms = 'queue_deadline_ms', deadline_ms = 'deadline_ms',
   reader_timeout_ms = 'reader_due_ms'}
 local due = {id = id, epoch = 0}
 for option, name in pairs(waits) do
   if options[option] then
     due[name] = digits(now + options[option])
-    call('HSET', record, name, due[name])
+    keep(name, due[name])
   end
 end
-if options.reader_timeout_ms then
-  call('HSET', record, 'reader_timeout_ms', digits(options.reader_timeout_ms))
-end
+if options.reader_timeout_ms then keep('reader_timeout_ms', digits(options.reader_timeout_ms)) end
 if options.queue_timeout_ms or options.deadline_ms or options.reader_timeout_ms then schedule(due) end
-if webhook then call('HSET', record, 'webhook', webhook) end
+if webhook then keep('webhook', webhook) end
 for _, name in ipairs(TRACE) do
-  if options[name] then call('HSET', record, name, options[name]) end
+  if options[name] then keep(name, options[name]) end
 end
 spend(tenant, 'jobs', 1)
-if spend(tenant, 'tokens', tonumber(tokens_max)) then call('HSET', record, 'paid', tokens_max) end
-if unfinished == 0 then arrive(tenant) end
+if spend(tenant, 'tokens', tonumber(tokens_max)) then keep('paid', tokens_max) end
+call('HSET', record, unpack(fields))
 
-local out, stream = prefix .. 'out:' .. id, prefix .. 'jobs:' .. lane .. ':' .. tenant
+local out = prefix .. 'out:' .. id
 if call('EXISTS', out) == 1 then call('DEL', out) end -- left by a record that is gone
 call('XADD', out, '0-1', 'event', 'queued')
-if call('EXISTS', stream) == 0 then call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM') end
-local entry = call('XADD', stream, '*', 'id', id, 'tokens_max', tokens_max)
-call('HSET', record, 'entry', entry)
-make_ready(lane, tenant)
+make_ready(lane, tenant, arrives)
 ring()
 return {'accepted', now, 0, 'queued'}
