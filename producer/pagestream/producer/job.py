@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .store import JobStore
 
 _CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
+_CLAIMED = "1-0"
+"""The entry of a job's first claim: what is before it, or it, is no chunk."""
 
 CancelOutcome = Literal["cancelled", "cancelling", "finished", "unknown"]
 """What a cancel found: a queued job (over at once), a running one (over in a step), or neither."""
@@ -274,9 +276,10 @@ class AsyncJob:
             InvalidRequest: `after` is not a cursor.
         """
         _check_cursor(after)
-        return TokenStream(
-            self, self._store.attended(self, self._store.feed(self.id, after)), after
-        )
+        # A new job need not be read twice, once at its claim and once for its tokens.
+        behind = after if self.attached else after or _CLAIMED
+        feed = self._store.feed(self.id, behind)
+        return TokenStream(self, self._store.attended(self, feed), after)
 
     def subscribe(self, after: str | None = None) -> TokenStream:
         """Return the same chunks, taken from the pub/sub mirror of a job with `mirror=True`.
