@@ -49,6 +49,7 @@ _QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+@-]{0,199}")
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAMES = {"queue": _QUEUE_NAME, "job id": _JOB_ID, "tenant": _TENANT, "worker": _WORKER}
 
 
 def check_name(kind: str, value: str) -> str:
@@ -57,8 +58,7 @@ def check_name(kind: str, value: str) -> str:
     Raises:
         InvalidRequest: the value has characters that keys do not allow, or is too long.
     """
-    patterns = {"queue": _QUEUE_NAME, "job id": _JOB_ID, "tenant": _TENANT, "worker": _WORKER}
-    pattern = patterns[kind]
+    pattern = _NAMES[kind]
     if not pattern.fullmatch(value):
         raise InvalidRequest(f"{kind} {value!r} does not match {pattern.pattern}")
     return value

@@ -96,9 +96,10 @@ class JobSpec(SubmitOptions, total=False):
 
 _SAMPLING_NAMES = frozenset(SamplingOptions.__annotations__)
 _SUBMIT_NAMES = frozenset(JobSpec.__annotations__) - _SAMPLING_NAMES
+_NAMES = _SAMPLING_NAMES | _SUBMIT_NAMES
 
 
-class QueueOptions(msgspec.Struct, frozen=True, kw_only=True):
+class QueueOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the queue treats a job; the third argument of the submit script, as JSON."""
 
     lane: str
@@ -106,10 +107,10 @@ class QueueOptions(msgspec.Struct, frozen=True, kw_only=True):
     tokens_max: int
     queue_limit: int
     retention_ms: int
-    queue_timeout_ms: int | None
-    deadline_ms: int | None
-    reader_timeout_ms: int | None
-    mirror: bool
+    queue_timeout_ms: int | None = None
+    deadline_ms: int | None = None
+    reader_timeout_ms: int | None = None
+    mirror: bool = False
     webhook: str | None = None
     traceparent: str | None = None
     """W3C trace context of whoever submits, for the worker's spans."""
@@ -148,7 +149,7 @@ def build_request(
         InvalidRequest: an argument is unknown, of the wrong type or out of range.
         UnsupportedParameter: a sampling parameter that is not built yet has a value that matters.
     """
-    if unknown := set(given) - _SAMPLING_NAMES - _SUBMIT_NAMES:
+    if unknown := given.keys() - _NAMES:
         raise InvalidRequest(
             f"submit takes no {sorted(unknown)[0]!r}; it takes {sorted(_SUBMIT_NAMES)} and the "
             "fields of SamplingParams"
@@ -157,17 +158,16 @@ def build_request(
     if job_id is None:
         # A tenant's ids can be told apart, so that an ACL can keep tenants apart.
         job_id = f"{'' if tenant == DEFAULT_TENANT else f'{tenant}.'}{os.urandom(16).hex()}"
-    check_name("job id", job_id)
-    payload = Payload(
-        model=model,
-        prompt=given.get("prompt"),
-        messages=_messages(given.get("messages")),
-        prompt_ids=_token_ids(given.get("prompt_ids")),
-        sampling=_sampling(given, job_id),
-    )
+    else:
+        check_name("job id", job_id)
+    messages = _messages(given.get("messages"))
+    prompt_ids = _token_ids(given.get("prompt_ids"))
+    sampling = _sampling(given, job_id)
+    payload = Payload(model=model, prompt=given.get("prompt"), messages=messages)
     try:
         # Struct constructors check no types; what a worker would refuse is refused here.
         payload = msgspec.convert(msgspec.to_builtins(payload), Payload)
+        payload = msgspec.structs.replace(payload, prompt_ids=prompt_ids, sampling=sampling)
         check_prompt(payload)
         body = encode_payload(payload)
     except (msgspec.MsgspecError, TypeError) as error:
