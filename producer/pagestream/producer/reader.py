@@ -317,6 +317,8 @@ class _Line:
             for feed in reading[key]:
                 feed.heard_at = now
             _hand_out(raw, reading[key])
+        if reply:
+            await asyncio.sleep(0)  # who waits has its entries before the next call is sent
 
     async def _check_silent(self, connection: Connection) -> None:
         """Look at the streams that brought nothing lately: gone, or shorter than what was read?"""
