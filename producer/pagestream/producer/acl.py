@@ -153,8 +153,8 @@ def rule(
         password_sha256: its password's hash, in hexadecimal.
         tenant: a producer or reader of this tenant alone: its job ids begin with `<tenant>.`, as
             the client makes them for a tenant.
-        redis_6: leave out what Redis 6.2 does not know: keys that are only read may be written,
-            with the commands the user has.
+        redis_6: leave out what Redis 6.2 to 7.1 do not all know, which refuse a file that says it:
+            keys that are only read may be written, with the commands the user has.
 
     Raises:
         InvalidRequest: a name has characters it may not have, or the role knows no tenants.

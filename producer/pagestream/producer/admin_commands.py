@@ -88,7 +88,7 @@ def acl(
     tenant: Annotated[
         str | None, typer.Option(help="A producer or reader of this tenant's jobs alone.")
     ] = None,
-    redis_6: Annotated[bool, typer.Option("--redis-6", help="For Redis 6.2.")] = False,
+    redis_6: Annotated[bool, typer.Option("--redis-6", help="For Redis 6.2 to 7.1.")] = False,
 ) -> None:
     """Print a Redis user with the rights of a role, as a line of an ACL file.
 
