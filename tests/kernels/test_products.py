@@ -78,7 +78,7 @@ class Library:
     version = 1
 
     def __init__(self, device: torch.device) -> None:
-        self.tiled: list[int] = []
+        pass
 
     @staticmethod
     def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -91,7 +91,6 @@ class Library:
         return [noted(1), noted(2)]
 
     def tilings(self, shape: Shape, like: Algorithm) -> list[Algorithm]:
-        self.tiled.append(shape.outputs)
         return [noted(number) for number in range(10, 15)]
 
     def launch(self, shape: Shape, algorithm: Algorithm, *_: object, **__: object) -> int:

@@ -5,7 +5,6 @@ on the model (vocabulary, context length, template) is checked by the worker.
 """
 
 import math
-from operator import attrgetter
 
 import msgspec
 
@@ -30,10 +29,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "allowed_token_ids": (None, []),
     "response_format": (None, {"type": "text"}),
 }
-"""Parameters that are part of the format but not built yet, and the values that change nothing; the
-first is the default."""
-_unbuilt = attrgetter(*_NEUTRAL)
-_UNBUILT_DEFAULTS = tuple(neutral[0] for neutral in _NEUTRAL.values())
+"""Parameters that are part of the format but not built yet, and the values that change nothing."""
 
 
 class SamplingParams(
@@ -90,8 +86,14 @@ class SamplingParams(
             InvalidRequest: a value is out of range; the message names it.
             UnsupportedParameter: a parameter that is not built yet has a value that would matter.
         """
-        if _unbuilt(self) != _UNBUILT_DEFAULTS:
-            self._check_unbuilt()
+        for name, neutral in _NEUTRAL.items():
+            value = getattr(self, name)
+            if value not in neutral:
+                raise UnsupportedParameter(
+                    f"{name}={value!r} is not supported yet; "
+                    f"leave it out or set it to {neutral[-1]!r}",
+                    param=name,
+                )
         _number("temperature", self.temperature, 0.0, 2.0)
         _number("top_k", self.top_k, 0, 2**31 - 1)
         _number("top_p", self.top_p, 0.0, 1.0)
@@ -110,16 +112,6 @@ class SamplingParams(
             )
         self._check_stops()
         return self
-
-    def _check_unbuilt(self) -> None:
-        for name, neutral in _NEUTRAL.items():
-            value = getattr(self, name)
-            if value not in neutral:
-                raise UnsupportedParameter(
-                    f"{name}={value!r} is not supported yet; "
-                    f"leave it out or set it to {neutral[-1]!r}",
-                    param=name,
-                )
 
     def _check_stops(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:

@@ -7,7 +7,7 @@ This module knows spans and W3C trace context: no Redis, no queue's state.
 
 import sys
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 TRACER = "pagestream"
@@ -18,21 +18,16 @@ def api() -> Any:
     return sys.modules.get("opentelemetry.trace")
 
 
-def submit_span(
-    queue: str, jobs: int, job_id: str | None
-) -> AbstractContextManager[dict[str, str]]:
-    """Wrap a submit in a span and give its W3C context: `traceparent` and perhaps `tracestate`.
+@contextmanager
+def submit_span(queue: str, jobs: int, job_id: str | None) -> Generator[dict[str, str]]:
+    """Wrap a submit in a span and yield its W3C context: `traceparent` and perhaps `tracestate`.
 
     Nothing is in it where the program is not traced.
     """
     trace = api()
-    return nullcontext({}) if trace is None else _submit_span(trace, queue, jobs, job_id)
-
-
-@contextmanager
-def _submit_span(
-    trace: Any, queue: str, jobs: int, job_id: str | None
-) -> Generator[dict[str, str]]:
+    if trace is None:
+        yield {}
+        return
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     attributes: dict[str, str | int] = {"gen_ai.request.model": queue, "pagestream.jobs": jobs}
