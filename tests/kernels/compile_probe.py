@@ -48,7 +48,10 @@ def attention_args(heads: int, kv_heads: int, head_dim: int) -> tuple[Any, ...]:
 def decode(heads: int, kv_heads: int, head_dim: int, seqs: int = 64, **options: Any) -> None:
     k, v, table, _ = attention_args(heads, kv_heads, head_dim)
     q, rows = torch.empty(seqs, heads, head_dim, dtype=BF16), torch.zeros(seqs, dtype=torch.int32)
-    decode_attention(q, k, v, table, rows, rows.clone(), 0.1, max_kv_len=2048, **options)
+    splitting = Splitting.fastest(seqs, kv_heads, head_dim)
+    splits = kv_splits(rows, rows, splitting, 2048, options.get("window"))
+    args = (q, k, v, table, rows, rows.clone(), 0.1)
+    decode_attention(*args, max_kv_len=2048, splits=splits, **{"settled": True, **options})
 
 
 def prefill(heads: int, kv_heads: int, head_dim: int, **options: Any) -> None:
@@ -97,6 +100,9 @@ CASES: dict[str, Callable[[], object]] = {
     "decode 32/8 x 128": lambda: decode(32, 8, 128),
     "decode 32/8 x 128, few": lambda: decode(32, 8, 128, seqs=1),
     "decode 32/8 x 128, some": lambda: decode(32, 8, 128, seqs=32),
+    "decode 32/8 x 128, 48": lambda: decode(32, 8, 128, seqs=48),
+    "decode 32/8 x 128, unsettled": lambda: decode(32, 8, 128, settled=False),
+    "decode 32/8 x 128, few, unsettled": lambda: decode(32, 8, 128, seqs=1, settled=False),
     "decode 16/8 x 256, some": lambda: decode(16, 8, 256, seqs=32),
     "decode 32/32 x 96": lambda: decode(32, 32, 96),
     "decode 16/8 x 256": lambda: decode(16, 8, 256),

@@ -18,6 +18,7 @@ BEGIN_EARLY = {
     "_rope_and_cache_kernel",
     "_silu_mul_kernel",
 }
+READ_SETTLED = {"_decode_attention_kernel", "_merge_pieces_kernel"}
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +63,11 @@ def test_a_kernel_that_begins_early_waits_before_it_touches_what_others_write(re
     for kernel in early:
         assert kernel["waits"], kernel
         assert kernel["writes_before_wait"] == 0, kernel
-        # The norm's weight is nobody's output.
-        assert kernel["reads_before_wait"] == 0 or kernel["kernel"] == "_rms_norm_kernel", kernel
+        # The norm's weight is nobody's output; what is settled need not be waited for.
+        may_read = kernel["kernel"] == "_rms_norm_kernel" or (
+            kernel["kernel"] in READ_SETTLED and "unsettled" not in kernel["case"]
+        )
+        assert may_read == (kernel["reads_before_wait"] > 0), kernel
     for kernel in report:
         assert kernel["waits"] == kernel["may_begin_early"], kernel
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_cases import check_decode, on_every_path, paged, randn
 
-from pagestream.kernels import FIXED_SPLITTING, Splitting, decode_attention
+from pagestream.kernels import FIXED_SPLITTING, Splitting, decode_attention, kv_splits
 
 
 @on_every_path
@@ -35,20 +35,38 @@ def test_several_splits(device, dtype, window):
         check_decode(op, [100, 256, 385, 2100], 2, 1, 32, device, dtype, window)
 
 
+SHIPPED = [None, FIXED_SPLITTING, *(Splitting.fastest(n, 8, 128) for n in (20, 48, 56, None))]
+
+
 @on_every_path
-@pytest.mark.parametrize("splitting", [None, FIXED_SPLITTING])
+@pytest.mark.parametrize("splitting", SHIPPED)
 def test_splits_as_they_are_shipped(device, dtype, splitting):
     op = partial(decode_attention, splitting=splitting)
     check_decode(op, [1030, 9, 129], 2, 1, 32, device, dtype)
 
 
-@pytest.mark.parametrize(
+on_kernels = pytest.mark.parametrize(
     "device",
     [
         pytest.param("cpu", marks=pytest.mark.interpreter),
         pytest.param("cuda", marks=pytest.mark.gpu),
     ],
 )
+
+
+@on_kernels
+@pytest.mark.parametrize("seqs", [1, 3, 20])
+def test_what_is_settled_changes_no_bits(device, seqs):
+    q, cache = batch([700, 5, 130] * 7, device=device, dtype=torch.float16)
+    splitting = Splitting(128, 20, merges_apart=True)
+    splits = kv_splits(cache.rows[:seqs], cache.kv_lens[:seqs], splitting, 700)
+    args = (q[:seqs], *cache[:3], cache.rows[:seqs], cache.kv_lens[:seqs], 0.1)
+    options = {"max_kv_len": 700, "splitting": splitting, "splits": splits}
+    waits = decode_attention(*args, **options)
+    assert torch.equal(decode_attention(*args, settled=True, **options), waits)
+
+
+@on_kernels
 def test_arrivals_are_zeros_again(device):
     arrivals = torch.zeros(40, dtype=torch.int32, device=device)
     op = partial(decode_attention, splitting=Splitting(64, 8, by_sequence=True), arrivals=arrivals)

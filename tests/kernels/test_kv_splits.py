@@ -66,3 +66,9 @@ def test_what_is_fixed_depends_on_the_sequence_alone(device):
     for length, own in zip([1025, 9_000, 3, 512], together, strict=True):
         assert cut([length], splitting, device)[0] == own
     assert [len(own) for own in together] == [3, 15, 1, 1]
+
+
+def test_tiles_are_those_that_leave_fewer_processors_idle():
+    """Of 132: three programs each with tiles of 128, four with tiles of 64."""
+    tiles = {seqs: Splitting.fastest(seqs, 8, 128).tile for seqs in (48, 56, 64, 80, 96, 128)}
+    assert tiles == {48: 128, 56: 64, 64: 64, 80: 128, 96: 128, 128: 64}

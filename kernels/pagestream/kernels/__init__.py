@@ -34,7 +34,7 @@ Axes, by name, everywhere:
 from ._products import Products
 from .batch_layout import Layout, batch_layout
 from .decode_attention import decode_attention
-from .kv_splits import FIXED_SPLITTING, MANY_SEQS, KvSplits, Splitting, kv_splits
+from .kv_splits import FIXED_SPLITTING, KvSplits, Splitting, kv_splits
 from .linear import linear
 from .linear_silu_mul import linear_silu_mul
 from .prefill_attention import prefill_attention, query_tiles
@@ -45,7 +45,6 @@ from .silu_mul import silu_mul
 
 __all__ = [
     "FIXED_SPLITTING",
-    "MANY_SEQS",
     "KvSplits",
     "Layout",
     "Products",

@@ -16,12 +16,14 @@ _AT_ONCE = 32
 """Pieces that a program of the kernel of its own holds at a time, of so many elements."""
 
 
-def merge_pieces(out: Tensor, partial: Tensor, lse: Tensor, places: Tensor) -> None:
+def merge_pieces(
+    out: Tensor, partial: Tensor, lse: Tensor, places: Tensor, *, settled: bool = False
+) -> None:
     """Write the outputs of the sequences that have several pieces; those of others are there.
 
     Shapes: out [>= seqs, heads, head_dim], partial [pieces, heads, head_dim] fp32, each divided by
     its own sum of weights, lse [pieces, heads] fp32, the sums' logarithms to base 2, places [seqs,
-    2] int32 as in `KvSplits`.
+    2] int32 as in `KvSplits`; they may be `settled`, as `decode_attention` says.
     """
     (_, heads, head_dim), seqs = partial.shape, len(places)
     dims_block = min(_DIMS, triton.next_power_of_2(head_dim))
@@ -35,6 +37,7 @@ def merge_pieces(out: Tensor, partial: Tensor, lse: Tensor, places: Tensor) -> N
         HEAD_DIM=head_dim,
         DIMS_BLOCK=dims_block,
         AT_ONCE=_AT_ONCE,
+        SETTLED=settled,
         num_warps=1,
         **overlapping_launch(len(out)),
     )
@@ -95,13 +98,17 @@ def _merge_pieces_kernel(
     HEAD_DIM: tl.constexpr,
     DIMS_BLOCK: tl.constexpr,
     AT_ONCE: tl.constexpr,
+    SETTLED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One program a head, DIMS_BLOCK elements and sequence."""
     start_dependents(PDL)
-    wait_for_inputs(PDL)
+    if not SETTLED:
+        wait_for_inputs(PDL)
     seq = tl.program_id(2).to(tl.int64)
     place, pieces = tl.load(places_ptr + seq * 2).to(tl.int64), tl.load(places_ptr + seq * 2 + 1)
+    if SETTLED:
+        wait_for_inputs(PDL)
     if pieces < 2:
         return
     head = tl.program_id(0) + tl.arange(0, 1)

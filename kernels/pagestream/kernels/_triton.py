@@ -80,7 +80,8 @@ def overlapping_launch(rows: int) -> dict[str, bool]:
     Such a kernel takes `PDL: tl.constexpr`, may read what no kernel writes (weights), and calls
     `wait_for_inputs(PDL)` in every program before anything else, writes included: behind it
     everything launched earlier has ended, because those kernels waited too. A kernel launched
-    without these options begins when all before it have ended, as ever.
+    without these options begins when all before it have ended, as ever: what was written before
+    one of those is settled, and may be read without waiting, too.
     """
     early = rows <= _FEW_ROWS and _overlaps()
     return {"PDL": True, "launch_pdl": True} if early else {"PDL": False}

@@ -101,6 +101,7 @@ def decode_attention(
     max_kv_len: int,
     splitting: Splitting | None = None,
     splits: KvSplits | None = None,
+    settled: bool = False,
     arrivals: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -113,8 +114,10 @@ def decode_attention(
 
     `max_kv_len` is an upper bound that sizes the grid; nothing depends on device values, so a CUDA
     graph can capture it. `splitting` is the fastest for the batch unless given, and `splits` are
-    `kv_splits` of the same, which serve every layer of a step. `arrivals` [>= seqs * kv_heads]
-    int32 must be zeros, and is zeros again afterwards: one serves all layers, too.
+    `kv_splits` of the same, which serve every layer of a step. They and the block table are
+    `settled` in the sense of `overlapping_launch`, or not: where they are, programs look up their
+    piece while the kernel in front still runs. `arrivals` [>= seqs * kv_heads] int32 must be zeros,
+    and is zeros again afterwards: one serves all layers, too.
     """
     check_cache(q, k_cache, v_cache)
     if not runs_kernel(q):
@@ -125,6 +128,7 @@ def decode_attention(
     assert out.stride()[1:] == q.stride()[1:], "out must be contiguous"
     seqs, (heads, head_dim), kv_heads = len(rows), q.shape[1:], k_cache.shape[2]
     splitting = splitting or Splitting.fastest(seqs, kv_heads, head_dim)
+    assert splits is not None or not settled, "what is settled is given"
     if splits is None:
         splits = kv_splits(rows, kv_lens, splitting, max_kv_len, window)
     pieces, dim_block = len(splits.pieces), triton.next_power_of_2(head_dim)
@@ -165,12 +169,13 @@ def decode_attention(
             MERGE_GROUP=group,
             MERGED_AT_ONCE=max(1, _MERGED // (group * dim_block)),
             MERGES_APART=splitting.merges_apart,
+            SETTLED=settled,
             num_warps=splitting.warps,
             num_stages=splitting.stages,
             **overlapping_launch(len(q)),
         )
     if are_cut and splitting.merges_apart:
-        merge_pieces(out, partial, lse, splits.places)
+        merge_pieces(out, partial, lse, splits.places, settled=settled)
     return out
 
 
@@ -208,6 +213,7 @@ def _decode_attention_kernel(
     MERGE_GROUP: tl.constexpr,
     MERGED_AT_ONCE: tl.constexpr,
     MERGES_APART: tl.constexpr,
+    SETTLED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One program a (piece, kv head); an only piece of a sequence writes the output itself.
@@ -216,7 +222,8 @@ def _decode_attention_kernel(
     """
     kv_head, piece = tl.program_id(0), tl.program_id(1).to(tl.int64)
     start_dependents(PDL)
-    wait_for_inputs(PDL)
+    if not SETTLED:
+        wait_for_inputs(PDL)
     pieces_ptr += piece * 5
     seq = tl.load(pieces_ptr).to(tl.int64)
     row = tl.load(pieces_ptr + 1).to(tl.int64)
@@ -224,6 +231,11 @@ def _decode_attention_kernel(
     if not WINDOWED:
         begin = tl.multiple_of(begin, ALIGN)
     splits = tl.load(pieces_ptr + 4)
+    block_table_ptr += row * block_table_stride
+    k_cache_ptr += kv_head * head_stride
+    v_cache_ptr += kv_head * head_stride
+    if SETTLED:
+        wait_for_inputs(PDL)
     if splits == 0:
         return
 
@@ -234,9 +246,6 @@ def _decode_attention_kernel(
     in_out = (group < GROUP)[:, None] & in_dim[None, :]
     q_at = seq * q_stride + head[:, None] * HEAD_DIM + dims[None, :]
     q = tl.load(q_ptr + q_at, mask=in_out, other=0.0)
-    block_table_ptr += row * block_table_stride
-    k_cache_ptr += kv_head * head_stride
-    v_cache_ptr += kv_head * head_stride
 
     top = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_BLOCK], tl.float32)

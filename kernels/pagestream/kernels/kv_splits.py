@@ -60,14 +60,16 @@ class Splitting(NamedTuple):
     the program that ends last does, which costs nothing where none is."""
 
     @classmethod
-    def fastest(cls, seqs: int, kv_heads: int, head_dim: int) -> "Splitting":
-        """Return the splitting that measured fastest for a batch.
+    def fastest(cls, seqs: int | None, kv_heads: int, head_dim: int) -> "Splitting":
+        """Return the splitting that measured fastest for a batch; None: one for all that are large.
 
         Where there are few programs, shorter pieces make more of them, and more loads in flight
         hide the latency; where there are many, a piece only costs its own beginning and end.
         """
-        programs = seqs * kv_heads
-        splitting = next((split for most, split in _FASTEST if programs <= most), _MANY)
+        programs = _MANY[0].parts if seqs is None else seqs * kv_heads
+        splitting = next((split for most, split in _FASTEST if programs <= most), _MANY[0])
+        if seqs is not None and splitting is _MANY[0]:
+            splitting = max(_MANY, key=lambda split: _share_of_waves(programs, split.tile))
         # Rounding gives a sequence up to one piece more than its share: leave room for those.
         parts = (splitting.parts - min(programs, splitting.parts // 3)) // kv_heads
         splitting = splitting._replace(parts=max(parts, 1))
@@ -87,12 +89,19 @@ FIXED_SPLITTING = Splitting(512, 16, by_sequence=True)
 _FASTEST = (
     # (sequences times kv heads, at most; splitting), measured on an H200, which has 132 processors.
     # Here `parts` is times kv heads, and counts the pieces that every sequence has anyway.
-    (200, Splitting(128, 396, tile=128, stages=2, merges_apart=True)),
-    (264, Splitting(1024, 198, stages=5, merges_apart=True)),
+    (96, Splitting(128, 396, tile=128, stages=2, merges_apart=True)),
+    (300, Splitting(256, 792, tile=128, stages=2, merges_apart=True)),
 )
-_MANY = Splitting(2048, 792)
-MANY_SEQS = _FASTEST[-1][0] + 1
-"""A batch of more sequences is split as one of so many."""
+_MANY = (Splitting(2048, 792), Splitting(2048, 792, tile=128, stages=2))
+"""For more: whichever leaves fewer processors idle at the end."""
+_PROGRAMS_AT_ONCE = {64: 4 * 132, 128: 3 * 132}
+"""Programs that an H200 runs at a time, by their tile."""
+
+
+def _share_of_waves(programs: int, tile: int) -> float:
+    """How full the device is on average if all programs take the same time."""
+    at_once = _PROGRAMS_AT_ONCE[tile]
+    return programs / (-(-programs // at_once) * at_once)
 
 
 def kv_splits_reference(

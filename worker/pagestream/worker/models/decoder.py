@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from pagestream.kernels import (
-    MANY_SEQS,
     KvSplits,
     Products,
     Splitting,
@@ -60,6 +59,8 @@ class Model:
         assert len(cache) == len(self.layers), f"{len(cache)} caches for {len(self.layers)} layers"
         cos_sin = self.rope.cos_sin(inputs.positions, self._rope_lens(inputs))
         attend = Attend(inputs, self.spec, self.splitting)
+        # A kernel of torch's, which begins when those before it have ended: all of `attend` is
+        # settled for the layers.
         x, residual = embedding(inputs.input_ids, self.embed), None
         for index in range(len(cache)) if only is None else only:
             x, residual = self.layers[index](x, residual, cos_sin, attend, cache[index])
@@ -200,12 +201,16 @@ class Attend:
         self.scale = spec.head_dim**-0.5
         # Beside prefills one splitting serves every batch: each is another kernel to compile, and
         # such a step's time is in its matrix products.
-        seqs = MANY_SEQS if inputs.max_prefills else len(inputs.rows)
+        seqs = None if inputs.max_prefills else len(inputs.rows)
         self.splitting = splitting or Splitting.fastest(seqs, spec.num_kv_heads, spec.head_dim)
         self.slot_mapping = inputs.slot_mapping
         # Made once a step, for all layers.
         self.tiles: Tensor | None = None
         self.splits: dict[int | None, KvSplits] = {}
+        for window in dict.fromkeys(spec.windows if inputs.has_decodes else ()):
+            self.splits[window] = kv_splits(
+                inputs.rows, inputs.decode_lens, self.splitting, inputs.max_kv_len, window
+            )
         self.arrivals = torch.zeros(
             len(inputs.rows) * spec.num_kv_heads, dtype=torch.int32, device=inputs.rows.device
         )
@@ -217,10 +222,6 @@ class Attend:
         """
         inputs, out = self.inputs, torch.empty_like(q)
         if inputs.has_decodes:
-            if window not in self.splits:
-                self.splits[window] = kv_splits(
-                    inputs.rows, inputs.decode_lens, self.splitting, inputs.max_kv_len, window
-                )
             decode_attention(
                 q,
                 cache.k,
@@ -233,6 +234,7 @@ class Attend:
                 max_kv_len=inputs.max_kv_len,
                 splitting=self.splitting,
                 splits=self.splits[window],
+                settled=True,
                 arrivals=self.arrivals,
                 out=out,
             )
