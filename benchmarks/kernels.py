@@ -47,6 +47,8 @@ L2_BYTES = 64 << 20
 REPEATS = 7
 BLOCK_SIZE = 16
 HEAD_DIM = 128
+ROOM_TOKENS = 4096
+"""Contexts that the graphs of short steps have room for."""
 
 Op = Callable[..., object]
 Launch = Callable[[], object]
@@ -185,10 +187,13 @@ def decode_launch(
     cache: tuple[Tensor, Tensor, Tensor],
     rows: Tensor,
     kv_lens: Tensor,
-    longest: int,
     splitting: Splitting | None = None,
 ) -> Launch:
-    """One layer's decode attention: what is made once a step is made before."""
+    """One layer's decode attention, as a captured step launches it.
+
+    What is made once a step is made before, and there is room for longer contexts.
+    """
+    longest = max(ROOM_TOKENS, int(kv_lens.max()))
     seqs, kv_heads, head_dim = len(rows), cache[0].shape[2], q.shape[2]
     splitting = splitting or Splitting.fastest(seqs, kv_heads, head_dim)
     splits = kv_splits(rows, kv_lens, splitting, longest)
@@ -198,6 +203,7 @@ def decode_launch(
         max_kv_len=longest,
         splitting=splitting,
         splits=splits,
+        settled=True,
         arrivals=arrivals,
     )
 
@@ -206,7 +212,7 @@ def decode_attention_case(seqs: int, kv_len: int, heads: int, kv_heads: int) -> 
     def make() -> Launch:
         cache = paged(seqs, kv_len, kv_heads)
         q, rows, lens = randn(seqs, heads, HEAD_DIM), ints(range(seqs)), ints([kv_len] * seqs)
-        return decode_launch(q, cache, rows, lens, kv_len)
+        return decode_launch(q, cache, rows, lens)
 
     size = seqs * kv_len * kv_heads * HEAD_DIM * 4
     moved = size + 4 * seqs * heads * HEAD_DIM
@@ -217,7 +223,7 @@ def kv_splits_case(seqs: int, kv_len: int) -> Case:
     def make() -> Launch:
         rows, lens = ints(range(seqs)), ints([kv_len] * seqs)
         splitting = Splitting.fastest(seqs, 8, HEAD_DIM)
-        return lambda: kv_splits(rows, lens, splitting, 4096)
+        return lambda: kv_splits(rows, lens, splitting, ROOM_TOKENS)
 
     moved = seqs * 32  # a row and a length read, a piece written
     return Case("kv_splits", f"{seqs} x {kv_len}", make, moved, moved)

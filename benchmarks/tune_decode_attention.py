@@ -22,15 +22,15 @@ from pagestream.kernels import Splitting
 
 EVEN = (
     *((1, 512), (1, 2048), (1, 32768), (2, 16384), (4, 512), (4, 8192), (8, 512), (8, 2048)),
-    *((8, 8192), (16, 1024), (16, 4096), (32, 512), (32, 1024), (64, 512), (128, 1024), (256, 576)),
+    *((8, 8192), (16, 1024), (16, 4096), (32, 512), (32, 1024), (64, 512), (80, 512), (256, 576)),
 )
 RAGGED = (
-    *((8, 100, 4000), (12, 2000, 6000), (24, 1000, 2000), (64, 1000, 2000)),
+    *((8, 100, 4000), (12, 2000, 6000), (28, 100, 4000), (40, 100, 4000), (64, 1000, 2000)),
     *((128, 600, 1900), (256, 100, 1100)),
 )
-PROGRAMS = (132, 264, 528)
+PARTS = (264, 396, 528, 792)
 MIN_TOKENS = (128, 256, 512, 1024, 2048)
-KERNELS = ((64, 4, 2), (64, 4, 3), (64, 4, 5), (128, 8, 3), (128, 4, 2))
+KERNELS = ((64, 4, 3), (128, 4, 2))
 SHOWN = 6
 
 
@@ -48,14 +48,15 @@ def batches() -> Iterator[tuple[str, list[int]]]:
 def candidates(lengths: list[int], kv_heads: int) -> Iterator[Splitting]:
     """Every splitting worth a try: those that cut the batch alike count once."""
     seen: set[tuple[int, ...]] = set()
-    for programs, min_tokens in itertools.product(PROGRAMS, MIN_TOKENS):
-        parts = -(-programs // kv_heads)
-        least = max(min_tokens, sum(lengths) // parts)
-        pieces = tuple(-(-length // least) for length in lengths)
+    kinds = itertools.product(PARTS, MIN_TOKENS, KERNELS, (False, True))
+    for programs, min_tokens, kernel, merges_apart in kinds:
+        # As `Splitting.fastest` leaves room.
+        parts = (programs - min(len(lengths) * kv_heads, programs // 3)) // kv_heads
+        least = max(min_tokens, -(-sum(lengths) // parts))
+        pieces = (*(-(-length // least) for length in lengths), *kernel, merges_apart)
         if pieces not in seen:
             seen.add(pieces)
-            for tile, warps, stages in KERNELS:
-                yield Splitting(min_tokens, parts, False, tile, warps, stages)
+            yield Splitting(min_tokens, parts, False, *kernel, merges_apart)
 
 
 def measure(lengths: list[int], heads: int, kv_heads: int, splitting: Splitting) -> float:
@@ -65,7 +66,7 @@ def measure(lengths: list[int], heads: int, kv_heads: int, splitting: Splitting)
     def make():  # noqa: ANN202 (a launch on its own copy of the cache)
         cache = paged(len(lengths), max(lengths), kv_heads)
         q, rows = randn(len(lengths), heads, HEAD_DIM), ints(range(len(lengths)))
-        return decode_launch(q, cache, rows, ints(lengths), max(*lengths, 4096), splitting)
+        return decode_launch(q, cache, rows, ints(lengths), splitting)
 
     return time_us(make, read_bytes)
 

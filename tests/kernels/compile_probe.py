@@ -100,7 +100,7 @@ CASES: dict[str, Callable[[], object]] = {
     "decode 32/8 x 128": lambda: decode(32, 8, 128),
     "decode 32/8 x 128, few": lambda: decode(32, 8, 128, seqs=1),
     "decode 32/8 x 128, some": lambda: decode(32, 8, 128, seqs=32),
-    "decode 32/8 x 128, 48": lambda: decode(32, 8, 128, seqs=48),
+    "decode 32/8 x 128, 40": lambda: decode(32, 8, 128, seqs=40),
     "decode 32/8 x 128, unsettled": lambda: decode(32, 8, 128, settled=False),
     "decode 32/8 x 128, few, unsettled": lambda: decode(32, 8, 128, seqs=1, settled=False),
     "decode 16/8 x 256, some": lambda: decode(16, 8, 256, seqs=32),

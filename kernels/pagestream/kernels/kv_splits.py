@@ -91,6 +91,7 @@ _FASTEST = (
     # Here `parts` is times kv heads, and counts the pieces that every sequence has anyway.
     (96, Splitting(128, 396, tile=128, stages=2, merges_apart=True)),
     (300, Splitting(256, 792, tile=128, stages=2, merges_apart=True)),
+    (396, Splitting(256, 396, tile=128, stages=2)),
 )
 _MANY = (Splitting(2048, 792), Splitting(2048, 792, tile=128, stages=2))
 """For more: whichever leaves fewer processors idle at the end."""
