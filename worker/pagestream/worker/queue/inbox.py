@@ -54,15 +54,15 @@ class Inbox:
         for end in (self._woken, heard):
             if end is not None:
                 poll.register(end, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll(max(timeout_s, 0.0) * 1000)}
+        ready = dict(poll.poll(max(timeout_s, 0.0) * 1000))
         events: list[Any] = []
         if self._source is not None and heard is not None and heard.fileno() in ready:
             events += self._source.take()
-        if self._woken.fileno() in ready:
+        if self._woken.fileno() in ready:  # what was put was put before this was said
             self._woken.recv(1 << 16)
-        with suppress(Empty):
-            while True:
-                events.append(self._events.get_nowait())
+            with suppress(Empty):
+                while True:
+                    events.append(self._events.get_nowait())
         return events
 
     def close(self) -> None:
