@@ -35,6 +35,7 @@ def job(published: list[int] | None = None, stop: tuple[str, ...] = (), **sampli
             ),
         )
     )
+    made.expect_tokens()
     return made
 
 
