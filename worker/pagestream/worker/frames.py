@@ -9,7 +9,6 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -29,7 +28,8 @@ class Incoming:
         """`kind` is what the messages are: `ToEngine` or `FromEngine`."""
         self._end = end
         self._decode = msgspec.msgpack.Decoder(kind).decode
-        self._buffer = bytearray()
+        self._rest = b""
+        """The beginning of a frame that is not whole yet."""
         self.has_ended = False
         """The other end is gone; a last partial frame is dropped."""
 
@@ -45,23 +45,24 @@ class Incoming:
             except OSError:
                 data = b""
             self.has_ended = not data
-            self._buffer += data
-            taken += map(self._decode, self._cut())
+            taken += self._messages(self._rest + data)
             if len(data) < _READ_BYTES and (taken or not wait):
                 break
         return taken
 
-    def _cut(self) -> Iterator[bytes]:
-        """Take whole frames off the buffer."""
-        buffer, start = self._buffer, 0
-        while len(buffer) - start >= _LENGTH.size:
-            (size,) = _LENGTH.unpack_from(buffer, start)
-            stop = start + _LENGTH.size + size
-            if len(buffer) < stop:
+    def _messages(self, data: bytes) -> list[Any]:
+        """Return what the whole frames in `data` say, and keep what is behind them."""
+        messages: list[Any] = []
+        start = 0
+        while len(data) - start >= _LENGTH.size:
+            begin = start + _LENGTH.size
+            stop = begin + _LENGTH.unpack_from(data, start)[0]
+            if len(data) < stop:
                 break
-            yield bytes(memoryview(buffer)[start + _LENGTH.size : stop])
+            messages.append(self._decode(data[begin:stop]))
             start = stop
-        del buffer[:start]
+        self._rest = data[start:]
+        return messages
 
 
 class Outbox:
