@@ -60,20 +60,28 @@ class Splitting(NamedTuple):
     the program that ends last does, which costs nothing where none is."""
 
     @classmethod
-    def fastest(cls, seqs: int | None, kv_heads: int, head_dim: int) -> "Splitting":
-        """Return the splitting that measured fastest for a batch; None: one for all that are large.
+    def fastest(cls, seqs: int, kv_heads: int, head_dim: int) -> "Splitting":
+        """Return the splitting that measured fastest for a batch.
 
         Where there are few programs, shorter pieces make more of them, and more loads in flight
         hide the latency; where there are many, a piece only costs its own beginning and end.
         """
-        programs = _MANY[0].parts if seqs is None else seqs * kv_heads
-        splitting = next((split for most, split in _FASTEST if programs <= most), _MANY[0])
-        if seqs is not None and splitting is _MANY[0]:
+        programs = seqs * kv_heads
+        splitting = next((split for most, split in _FASTEST if programs <= most), None)
+        if splitting is None:
             splitting = max(_MANY, key=lambda split: _share_of_waves(programs, split.tile))
+        return splitting._fitted(programs, kv_heads, head_dim)
+
+    @classmethod
+    def for_many(cls, kv_heads: int, head_dim: int) -> "Splitting":
+        """Return one splitting for every batch of many sequences: one kernel to compile."""
+        return _MANY[0]._fitted(_MANY[0].parts, kv_heads, head_dim)
+
+    def _fitted(self, programs: int, kv_heads: int, head_dim: int) -> "Splitting":
         # Rounding gives a sequence up to one piece more than its share: leave room for those.
-        parts = (splitting.parts - min(programs, splitting.parts // 3)) // kv_heads
-        splitting = splitting._replace(parts=max(parts, 1))
-        return splitting if head_dim <= 128 else splitting._replace(tile=64, warps=8)
+        parts = max((self.parts - min(programs, self.parts // 3)) // kv_heads, 1)
+        kernel = {} if head_dim <= 128 else {"tile": 64, "warps": 8}
+        return self._replace(parts=parts, **kernel)
 
     def most(self, seqs: int, max_kv_len: int) -> int:
         """Pieces that `seqs` sequences of at most `max_kv_len` tokens can have."""

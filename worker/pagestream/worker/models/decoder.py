@@ -199,10 +199,13 @@ class Attend:
     ) -> None:
         self.inputs = inputs
         self.scale = spec.head_dim**-0.5
-        # Beside prefills one splitting serves every batch: each is another kernel to compile, and
-        # such a step's time is in its matrix products.
-        seqs = None if inputs.max_prefills else len(inputs.rows)
-        self.splitting = splitting or Splitting.fastest(seqs, spec.num_kv_heads, spec.head_dim)
+        heads = spec.num_kv_heads, spec.head_dim
+        # Beside prefills one splitting serves every batch: such a step's time is in its products.
+        self.splitting = splitting or (
+            Splitting.for_many(*heads)
+            if inputs.max_prefills
+            else Splitting.fastest(len(inputs.rows), *heads)
+        )
         self.slot_mapping = inputs.slot_mapping
         # Made once a step, for all layers.
         self.tiles: Tensor | None = None
