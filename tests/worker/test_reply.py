@@ -35,7 +35,6 @@ def job(published: list[int] | None = None, stop: tuple[str, ...] = (), **sampli
             ),
         )
     )
-    made.expect_tokens()
     return made
 
 

@@ -70,12 +70,9 @@ class Held:
         job = Job(claim, self._claims, now_s, now_ms)
         job.took_a_place = took_a_place
         self._jobs[claim.job_id] = job
-        return job
-
-    def announce(self, job: Job) -> None:
-        """Tell the observers of a job that was added."""
         for observer in self._observers:
             observer.claimed(job)
+        return job
 
     def run(self, job: Job) -> None:
         """Ask the engine to run a job from where its token log ends."""
@@ -83,7 +80,6 @@ class Held:
             self._engine.heard()  # it had nothing to say
         job.is_sent = True
         self._engine.send(job.add())
-        job.expect_tokens()
 
     def end(self, jobs: Iterable[Job], reason: FinishReason) -> None:
         """End jobs from here: the engine forgets them, the next write says why."""

@@ -40,8 +40,6 @@ class Job:
         """
         self.claim = claim
         self.id = claim.job_id
-        self.request_id = f"{claim.job_id}{REQUEST_SEPARATOR}{number}"
-        """The engine's name for this claim of the job: a later claim is another request."""
         self.epoch = claim.epoch
         self.lane = claim.lane
         self.tenant = claim.tenant
@@ -70,6 +68,7 @@ class Job:
         """In Redis's time."""
         self._probation_ids = 0
         """Ids it had when it became a suspect."""
+        self._number = number
         self._error = ""
         self._message = ""
         self._text = ""
@@ -81,6 +80,11 @@ class Job:
         """Of this claim."""
         self.last_token_s: float | None = None
         self._queue_ms = max(0.0, float(now_ms - claim.queued_ms))
+
+    @property
+    def request_id(self) -> str:
+        """The engine's name for this claim of the job: a later claim is another request."""
+        return f"{self.id}{REQUEST_SEPARATOR}{self._number}"
 
     @property
     def accepted_s(self) -> float:
@@ -117,11 +121,10 @@ class Job:
         """Take the tokenized request; a resumed job may turn out to be complete."""
         self.request = request
         self.prompt_tokens = len(request.prompt_ids)
-        if not self.ids:
-            return
         self._rebuild_text()
-        has_stopped = self._detokenizer is not None and self._detokenizer.stopped is not None
-        if has_stopped or self.ids[-1] in request.sampling.stop_token_ids:
+        if (self._detokenizer is not None and self._detokenizer.stopped is not None) or (
+            self.ids and self.ids[-1] in request.sampling.stop_token_ids
+        ):
             self.reason = "stop"
         elif len(self.ids) >= request.sampling.max_tokens:
             self.reason = "length"
@@ -137,11 +140,6 @@ class Job:
             sampling=self.request.sampling,
             output_ids=self.ids,
         )
-
-    def expect_tokens(self) -> None:
-        """Be ready to take what the engine, which has been asked, will give."""
-        if self._detokenizer is None:
-            self._rebuild_text()
 
     def take(self, output: Output, now_s: float) -> None:
         """Take what the engine gave: tokens, and perhaps the end."""

@@ -13,7 +13,6 @@ from .held import Held
 from .intake import IntakeThread
 from .lease import Lease
 from .meter import Meter
-from .reply import Job
 from .room import Room
 from .stop import StopFlag
 
@@ -51,6 +50,7 @@ class AnswerHandler:
             self._meter.rollbacks += 1
             self._roll_back()
             return True
+        self._meter.wrote(call, reply)
         self.bell_id = reply.bell_id
         self._settle(call, reply)
         if reply.status == "applied":
@@ -65,7 +65,6 @@ class AnswerHandler:
         has_victim = False
         if reply.waiting is not None and not self._stop.drain:
             has_victim = self._room.look_for_victim(reply.waiting, self._held.all_active())
-        self._meter.wrote(call, reply)
         self._meter.held = len(self._held)
         return has_victim
 
@@ -89,18 +88,14 @@ class AnswerHandler:
         for claim in claims:
             now_s = time.monotonic()
             job = self._held.add(claim, now_s, reply.now_ms, took_a_place=reply.victim_left)
-            self._prepare(job, is_alone=len(claims) == 1)
-            self._held.announce(job)  # last: the engine may begin meanwhile
-
-    def _prepare(self, job: Job, *, is_alone: bool) -> None:
-        if self._stop.drain:  # the step was sent before, and waited for the bell
-            self._held.hand_back([job])
-            return
-        intaken = self._intake.at_once(job.claim) if is_alone else None
-        if intaken is None:
-            self._intake.submit(job.claim)
-        else:
-            self._jobs.take_intaken(intaken)
+            if self._stop.drain:  # the step was sent before, and waited for the bell
+                self._held.hand_back([job])
+                continue
+            intaken = self._intake.at_once(claim) if len(claims) == 1 else None
+            if intaken is None:
+                self._intake.submit(claim)
+            else:
+                self._jobs.take_intaken(intaken)
 
     def _take_controls(self, controls: list[Control]) -> None:
         for control in controls:
