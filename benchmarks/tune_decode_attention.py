@@ -50,13 +50,13 @@ def candidates(lengths: list[int], kv_heads: int) -> Iterator[Splitting]:
     seen: set[tuple[int, ...]] = set()
     kinds = itertools.product(PARTS, MIN_TOKENS, KERNELS, (False, True))
     for programs, min_tokens, kernel, merges_apart in kinds:
-        # As `Splitting.fastest` leaves room.
-        parts = (programs - min(len(lengths) * kv_heads, programs // 3)) // kv_heads
-        least = max(min_tokens, -(-sum(lengths) // parts))
+        splitting = Splitting(min_tokens, programs, False, *kernel, merges_apart)
+        splitting = splitting.fitted(len(lengths) * kv_heads, kv_heads, HEAD_DIM)
+        least = max(min_tokens, -(-sum(lengths) // splitting.parts))
         pieces = (*(-(-length // least) for length in lengths), *kernel, merges_apart)
         if pieces not in seen:
             seen.add(pieces)
-            yield Splitting(min_tokens, parts, False, *kernel, merges_apart)
+            yield splitting
 
 
 def measure(lengths: list[int], heads: int, kv_heads: int, splitting: Splitting) -> float:

@@ -45,13 +45,20 @@ def attention_args(heads: int, kv_heads: int, head_dim: int) -> tuple[Any, ...]:
     return cache, cache.clone(), torch.zeros(4, 8, dtype=torch.int32), ids
 
 
-def decode(heads: int, kv_heads: int, head_dim: int, seqs: int = 64, **options: Any) -> None:
+def decode(
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    seqs: int = 64,
+    window: int | None = None,
+    settled: bool = True,
+) -> None:
     k, v, table, _ = attention_args(heads, kv_heads, head_dim)
     q, rows = torch.empty(seqs, heads, head_dim, dtype=BF16), torch.zeros(seqs, dtype=torch.int32)
     splitting = Splitting.fastest(seqs, kv_heads, head_dim)
-    splits = kv_splits(rows, rows, splitting, 2048, options.get("window"))
+    splits = kv_splits(rows, rows, splitting, 2048, window)
     args = (q, k, v, table, rows, rows.clone(), 0.1)
-    decode_attention(*args, max_kv_len=2048, splits=splits, **{"settled": True, **options})
+    decode_attention(*args, window=window, max_kv_len=2048, splits=splits, settled=settled)
 
 
 def prefill(heads: int, kv_heads: int, head_dim: int, **options: Any) -> None:

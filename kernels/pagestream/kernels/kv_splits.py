@@ -69,15 +69,17 @@ class Splitting(NamedTuple):
         programs = seqs * kv_heads
         splitting = next((split for most, split in _FASTEST if programs <= most), None)
         if splitting is None:
-            splitting = max(_MANY, key=lambda split: _share_of_waves(programs, split.tile))
-        return splitting._fitted(programs, kv_heads, head_dim)
+            tiled = _MANY if head_dim <= 128 else _MANY[:1]  # wider heads have one tile for all
+            splitting = max(tiled, key=lambda split: _share_of_waves(programs, split.tile))
+        return splitting.fitted(programs, kv_heads, head_dim)
 
     @classmethod
     def for_many(cls, kv_heads: int, head_dim: int) -> "Splitting":
         """Return one splitting for every batch of many sequences: one kernel to compile."""
-        return _MANY[0]._fitted(_MANY[0].parts, kv_heads, head_dim)
+        return _MANY[0].fitted(_MANY[0].parts, kv_heads, head_dim)
 
-    def _fitted(self, programs: int, kv_heads: int, head_dim: int) -> "Splitting":
+    def fitted(self, programs: int, kv_heads: int, head_dim: int) -> "Splitting":
+        """Return this for a batch of `programs`: `parts` are times kv heads here, and not there."""
         # Rounding gives a sequence up to one piece more than its share: leave room for those.
         parts = max((self.parts - min(programs, self.parts // 3)) // kv_heads, 1)
         kernel = {} if head_dim <= 128 else {"tile": 64, "warps": 8}
