@@ -487,7 +487,8 @@ def test_a_loop_that_ends_with_an_open_client_leaves_no_reader(
         while not reader_ids():
             await asyncio.sleep(0.01)
         assert not reading.done()
-        await client._store._redis.aclose()  # redis-py warns of what it is left to close itself
+        await client._store._held.aclose()  # redis-py warns of what it is left to close itself
+        await client._store._redis.aclose()
 
     asyncio.run(run())
     deadline = time.monotonic() + 10  # the server notices a closed socket when it next looks

@@ -2,13 +2,20 @@
 
 import asyncio
 import ssl
+import time
 
 import pytest
 import redis
 from flaky_proxy import FlakyProxy
 from redis.exceptions import ConnectionError as RedisConnectionError
+from sentinel_set import SentinelSet
 
-from pagestream.producer.connection import connect, connect_async
+from pagestream.producer.connection import (
+    AsyncHeldConnection,
+    HeldConnection,
+    connect,
+    connect_async,
+)
 from pagestream.producer.errors import InvalidRequest
 
 
@@ -64,6 +71,89 @@ def test_asyncio_connections_are_the_same(proxy, redis_client, keys):
 
     asyncio.run(main())
     assert redis_client.hget(keys.pace, "count") == b"2"
+
+
+def test_a_held_connection_repeats_nothing_and_is_made_anew(proxy, redis_client, keys):
+    with connect(proxy.url, client_name="w-1") as client:
+        held = HeldConnection(client)
+        first = held.execute_command("CLIENT", "ID")
+        assert held.execute_command("CLIENT", "ID") == first
+        proxy.lose_answers = 1
+        with pytest.raises(RedisConnectionError):
+            held.execute_command("XADD", keys.dead, "*", "a", "b")
+        assert held.execute_command("XLEN", keys.dead) == 1, (
+            "written once, and the answer is this command's"
+        )
+        redis_client.client_kill_filter(_id=held.execute_command("CLIENT", "ID"))
+        with pytest.raises(RedisConnectionError):
+            held.execute_command("XLEN", keys.dead)
+        assert held.execute_command("XLEN", keys.dead) == 1
+        held.close()
+
+
+def test_a_held_connection_that_is_busy_lets_the_pool_send(proxy, redis_client, keys):
+    async def main() -> None:
+        client = connect_async(proxy.url, client_name="a")
+        held = AsyncHeldConnection(client)
+        mine = await held.execute_command("CLIENT", "ID")
+        assert await held.execute_command("CLIENT", "ID") == mine
+        # The list is empty: the held connection waits, and others answer meanwhile.
+        waits = asyncio.create_task(held.execute_command("BLPOP", keys.bell, 0))
+        while not redis_client.client_list(client_id=[str(mine)])[0]["cmd"].startswith("blpop"):
+            await asyncio.sleep(0.01)
+        others = await asyncio.gather(*(held.execute_command("CLIENT", "ID") for _ in range(20)))
+        assert mine not in others
+        # Whoever is cancelled takes its answer along.
+        waits.cancel()
+        await asyncio.gather(waits, return_exceptions=True)
+        assert await held.execute_command("PING") in (b"PONG", True)
+        proxy.lose_answers = 1
+        with pytest.raises(RedisConnectionError):
+            await held.execute_command("XADD", keys.dead, "*", "a", "b")
+        assert await held.execute_command("XLEN", keys.dead) == 1
+        await held.aclose()
+        await client.aclose()
+
+    asyncio.run(main())
+
+
+def test_held_connections_follow_a_failover(keys):
+    """The connection is made anew where the sentinel says that the master is now."""
+    sentinels = SentinelSet()
+
+    async def main() -> None:
+        async with connect_async(sentinels.url, client_name="a") as client:
+            held = AsyncHeldConnection(client)
+            assert await held.execute_command("SET", keys.dead, "a")
+            await asyncio.to_thread(sentinels.fail_over)
+            with pytest.raises(RedisConnectionError):
+                await held.execute_command("GET", keys.dead)
+            assert await _answer_of(lambda: held.execute_command("SET", keys.dead, "b"))
+            await held.aclose()
+
+    try:
+        with connect(sentinels.url, client_name="w-1") as client:
+            held = HeldConnection(client)
+            assert held.execute_command("SET", keys.bell, "a")
+            asyncio.run(main())
+            with pytest.raises(RedisConnectionError):
+                held.execute_command("GET", keys.bell)
+            assert held.execute_command("SET", keys.bell, "b")
+            held.close()
+        assert sentinels.replica.client.mget(keys.bell, keys.dead) == [b"b", b"b"]
+    finally:
+        sentinels.remove()
+
+
+async def _answer_of(send):
+    """Send until the sentinel names the new master."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return await send()
+        except redis.RedisError:
+            assert time.monotonic() < deadline, "the failover is not noticed"
+            await asyncio.sleep(0.05)
 
 
 def test_every_kind_of_url():

@@ -277,14 +277,14 @@ def test_control_messages_of_a_lost_answer_come_again(wire, worker, claim):
     assert len(worker.lease.step(call).controls) == 1
 
 
-def test_another_step_than_the_unanswered_one_is_a_mistake(wire, worker, redis_client):
-    worker.lease._redis = None
+def test_another_step_than_the_unanswered_one_is_a_mistake(wire, worker):
+    held, worker.lease._held = worker.lease._held, object()
     call = StepCall()
     with pytest.raises(AttributeError):
         worker.lease.step(call)
     with pytest.raises(AssertionError, match="resend"):
         worker.lease.step(StepCall())
-    worker.lease._redis = redis_client
+    worker.lease._held = held
     assert worker.lease.step(call).status == "applied"
 
 

@@ -33,6 +33,7 @@ POOL_WAIT_S = 20.0
 """How long a call waits for a free connection before it fails."""
 
 _RETRIED: list[type[Exception]] = [RedisConnectionError, RedisTimeoutError, BusyLoadingError]
+_BROKEN = (RedisConnectionError, RedisTimeoutError, OSError)
 _SCHEMES = ("redis://", "rediss://", "unix://", *sentinel.SCHEMES)
 
 
@@ -99,6 +100,62 @@ def connect_async(
         timeout=POOL_WAIT_S,
     )
     return redis.asyncio.Redis.from_pool(pool)
+
+
+class HeldConnection:
+    """One connection of a client's pool, held for good; connects at its first command.
+
+    No command has to take a connection and give it back: 0.05 to 0.1 ms of one that follows a
+    pause. For one thread.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._pool: Any = client.connection_pool
+        self._held: Any = None
+
+    def execute_command(self, *words: Any) -> Any:
+        """Send one command and return its answer; errors are redis-py's."""
+        if self._held is None:
+            self._held = redis.Redis(connection_pool=self._pool, single_connection_client=True)
+        try:
+            return self._held.execute_command(*words)
+        except _BROKEN:
+            # The pool connects it anew: to another server, if a Sentinel says so.
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the connection back to the pool."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+
+class AsyncHeldConnection:
+    """`HeldConnection` for an event loop; while it is busy, others of the pool take its place."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        pool: Any = client.connection_pool
+        self._client: Any = client
+        self._held: Any = redis.asyncio.Redis(connection_pool=pool, single_connection_client=True)
+        self._is_busy = False
+
+    async def execute_command(self, *words: Any) -> Any:
+        """Send one command and return its answer; errors are redis-py's."""
+        if self._is_busy:
+            return await self._client.execute_command(*words)
+        self._is_busy = True
+        try:
+            return await self._held.execute_command(*words)
+        except _BROKEN:
+            await self.aclose()
+            raise
+        finally:
+            self._is_busy = False
+
+    async def aclose(self) -> None:
+        """Give the connection back to the pool; before its client is closed."""
+        await self._held.aclose()
 
 
 def _options(url: str, client_name: str, timeout_s: float) -> dict[str, Any]:

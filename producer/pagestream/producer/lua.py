@@ -10,10 +10,8 @@ This module knows no keys and no meaning of what the scripts return.
 import hashlib
 import sys
 from importlib.resources import files
-from typing import Any
+from typing import Any, Protocol
 
-import redis
-import redis.asyncio
 from redis.exceptions import NoScriptError
 
 _JOBS = ("_shared", "_limits", "_fairness", "_due", "_job")
@@ -42,8 +40,22 @@ PARTS = {
 Argument = str | bytes | int | float
 
 
+class Server(Protocol):
+    """What takes commands: a client of redis-py, or a `HeldConnection`."""
+
+    def execute_command(self, *words: Any) -> Any:
+        """Send one command and return its answer."""
+
+
+class AsyncServer(Protocol):
+    """What takes commands on an event loop."""
+
+    async def execute_command(self, *words: Any) -> Any:
+        """Send one command and return its answer."""
+
+
 class Script:
-    """One script, called with `script(redis, key, *args)` or `await script.run(redis, key, *args)`.
+    """One script: `script(server, key, *args)`, or `await script.run(server, key, *args)`.
 
     `key` is any key of the queue: it chooses the Cluster slot, and the script takes the queue's
     prefix from it; a script around the queues is told its key. Errors are redis-py's; a
@@ -58,26 +70,24 @@ class Script:
         self.text = "\n".join(texts)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, redis: redis.Redis, key: str, *args: Argument) -> Any:
+    def __call__(self, server: Server, key: str, *args: Argument) -> Any:
         """Run it on a synchronous connection."""
-        server: Any = redis
         try:
             return server.execute_command("EVALSHA", self.sha, 1, key, *args)
         except NoScriptError:
-            server.script_load(self.text)
+            server.execute_command("SCRIPT LOAD", self.text)
             return server.execute_command("EVALSHA", self.sha, 1, key, *args)
 
     def queue(self, pipeline: Any, key: str, *args: Argument) -> None:
         """Put a call into a pipeline; a `NoScriptError` among its answers is the caller's."""
         pipeline.execute_command("EVALSHA", self.sha, 1, key, *args)
 
-    async def run(self, redis: redis.asyncio.Redis, key: str, *args: Argument) -> Any:
+    async def run(self, server: AsyncServer, key: str, *args: Argument) -> Any:
         """Run it on an asyncio connection."""
-        server: Any = redis
         try:
             return await server.execute_command("EVALSHA", self.sha, 1, key, *args)
         except NoScriptError:
-            await server.script_load(self.text)
+            await server.execute_command("SCRIPT LOAD", self.text)
             return await server.execute_command("EVALSHA", self.sha, 1, key, *args)
 
 

@@ -12,7 +12,7 @@ import msgspec
 from redis.exceptions import NoScriptError
 
 from .calls import Calls, may_pass
-from .connection import connect_async
+from .connection import AsyncHeldConnection, connect_async
 from .durability import check_on_disk, has_barrier
 from .errors import JobConflict, JobLost, JobNotFound, PagestreamError, QueueFull, RateLimited
 from .job import CancelOutcome, JobStatus, Source
@@ -65,7 +65,8 @@ class JobStore:
         """
         self.keys = keys
         self._redis: Any = connect_async(url, client_name=_CLIENT_NAME)
-        self._calls = Calls(self._redis, url, timeout_ms)
+        self._held = AsyncHeldConnection(self._redis)
+        self._calls = Calls(self._held, url, timeout_ms)
         self._timeout_ms = timeout_ms
         self._strict = strict
         self._sync_replicas = sync_replicas
@@ -84,7 +85,7 @@ class JobStore:
         self._submit, self._cancel, self._delete = map(Script, ("submit", "cancel", "delete"))
         renew = Script("renew")
         self._presence = Presence(
-            lambda ids: self._calls.run(lambda: renew.run(self._redis, self.keys.bell, *ids))
+            lambda ids: self._calls.run(lambda: renew.run(self._held, self.keys.bell, *ids))
         )
         self.tenants = Tenants(self._calls, self.keys)
         """What operators allow."""
@@ -104,9 +105,7 @@ class JobStore:
             QueueUnavailable: Redis cannot be reached.
             NotDurable: `strict` is more than this server can do.
         """
-        (reply,) = await self._calls.run(lambda: self._pipeline([request]), job_id=request.id)
-        if isinstance(reply, Exception):
-            raise self._calls.refused(reply)
+        reply = await self._calls.run(lambda: self._send_one(request), job_id=request.id)
         return self._outcome(request, reply)
 
     async def submit_many(self, requests: Sequence[Request]) -> list[Accepted | PagestreamError]:
@@ -125,12 +124,12 @@ class JobStore:
 
     async def cancel(self, job_id: str) -> CancelOutcome:
         """Cancel a job, wherever it is."""
-        reply = await self._calls.run(lambda: self._cancel.run(self._redis, self.keys.bell, job_id))
+        reply = await self._calls.run(lambda: self._cancel.run(self._held, self.keys.bell, job_id))
         return cast(CancelOutcome, reply.decode())
 
     async def delete(self, job_id: str) -> bool:
         """Remove a job's data; return whether there was any."""
-        reply = await self._calls.run(lambda: self._delete.run(self._redis, self.keys.bell, job_id))
+        reply = await self._calls.run(lambda: self._delete.run(self._held, self.keys.bell, job_id))
         return reply == b"deleted"
 
     async def status(self, job_id: str) -> JobStatus:
@@ -221,10 +220,20 @@ class JobStore:
         for mirror in list(self._mirrors):
             self._release(mirror)
         await asyncio.gather(*self._closing, return_exceptions=True)
+        await self._held.aclose()
         await self._redis.aclose()
         await self._blocking.aclose()
 
     # How it is sent -----------------------------------------------------------------------------
+
+    async def _send_one(self, request: Request) -> list[Any]:
+        if not self._strict:
+            arguments = self._submit_arguments(request)
+            return await self._submit.run(self._held, self.keys.bell, *arguments)
+        (reply,) = await self._pipeline([request])
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     async def _pipeline(self, part: Sequence[Request]) -> list[Any]:
         """Send the jobs of one part in one round trip; a reply or an exception each."""

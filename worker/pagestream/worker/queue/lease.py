@@ -14,6 +14,7 @@ import msgspec
 import redis
 from redis.exceptions import NoScriptError
 
+from pagestream.producer.connection import HeldConnection
 from pagestream.producer.errors import WorkerNameTaken, WorkerReplaced
 from pagestream.producer.keys import (
     CRASH_CAP,
@@ -99,6 +100,7 @@ class Lease:
         """
         self.worker = check_name("worker", worker)
         self._redis: Any = redis
+        self._held = HeldConnection(redis)
         self._keys = keys
         self._key = keys.step(worker)
         self.reap_ms = heartbeat_ttl_ms // 6
@@ -298,4 +300,4 @@ class Lease:
         return self._clock.is_set
 
     def _call(self, name: str, *args: Any) -> Any:
-        return self._scripts[name](self._redis, self._key, *args)
+        return self._scripts[name](self._held, self._key, *args)
