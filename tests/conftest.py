@@ -22,6 +22,7 @@ from redis_server import (
     waitaof,
     wire,
 )
+from sentinel_set import sentinels
 
 __all__ = [
     "keys",
@@ -31,6 +32,7 @@ __all__ = [
     "redis_client",
     "redis_server",
     "redis_url",
+    "sentinels",
     "waitaof",
     "wire",
 ]

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import redis
 from loopback import free_port
 from redis_server import _DIE_WITH_PARENT, server_binary
@@ -92,3 +94,11 @@ class SentinelSet:
         for node in (self.sentinel, self.replica, self.master):
             node.kill()
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+@pytest.fixture
+def sentinels() -> Iterator[SentinelSet]:
+    """A set of its own for one test."""
+    made = SentinelSet()
+    yield made
+    made.remove()

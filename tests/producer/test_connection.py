@@ -2,13 +2,12 @@
 
 import asyncio
 import ssl
-import time
 
 import pytest
 import redis
 from flaky_proxy import FlakyProxy
 from redis.exceptions import ConnectionError as RedisConnectionError
-from sentinel_set import SentinelSet
+from waiting import until
 
 from pagestream.producer.connection import (
     AsyncHeldConnection,
@@ -117,43 +116,32 @@ def test_a_held_connection_that_is_busy_lets_the_pool_send(proxy, redis_client, 
     asyncio.run(main())
 
 
-def test_held_connections_follow_a_failover(keys):
+def test_held_connections_follow_a_failover(sentinels, keys):
     """The connection is made anew where the sentinel says that the master is now."""
-    sentinels = SentinelSet()
+
+    def master_port():
+        return sentinels.sentinel.client.sentinel_master("main")["port"]
 
     async def main() -> None:
         async with connect_async(sentinels.url, client_name="a") as client:
             held = AsyncHeldConnection(client)
             assert await held.execute_command("SET", keys.dead, "a")
-            await asyncio.to_thread(sentinels.fail_over)
+            sentinels.fail_over()
+            until(lambda: master_port() == sentinels.replica.port, "the failover")
             with pytest.raises(RedisConnectionError):
                 await held.execute_command("GET", keys.dead)
-            assert await _answer_of(lambda: held.execute_command("SET", keys.dead, "b"))
+            assert await held.execute_command("SET", keys.dead, "b")
             await held.aclose()
 
-    try:
-        with connect(sentinels.url, client_name="w-1") as client:
-            held = HeldConnection(client)
-            assert held.execute_command("SET", keys.bell, "a")
-            asyncio.run(main())
-            with pytest.raises(RedisConnectionError):
-                held.execute_command("GET", keys.bell)
-            assert held.execute_command("SET", keys.bell, "b")
-            held.close()
-        assert sentinels.replica.client.mget(keys.bell, keys.dead) == [b"b", b"b"]
-    finally:
-        sentinels.remove()
-
-
-async def _answer_of(send):
-    """Send until the sentinel names the new master."""
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            return await send()
-        except redis.RedisError:
-            assert time.monotonic() < deadline, "the failover is not noticed"
-            await asyncio.sleep(0.05)
+    with connect(sentinels.url, client_name="w-1") as client:
+        held = HeldConnection(client)
+        assert held.execute_command("SET", keys.bell, "a")
+        asyncio.run(main())
+        with pytest.raises(RedisConnectionError):
+            held.execute_command("GET", keys.bell)
+        assert held.execute_command("SET", keys.bell, "b")
+        held.close()
+    assert sentinels.replica.client.mget(keys.bell, keys.dead) == [b"b", b"b"]
 
 
 def test_every_kind_of_url():

@@ -1,7 +1,6 @@
 """The master dies, its replica is promoted, and nobody who uses Sentinel's URL notices more."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,6 @@ from pagestream.worker.messages import Sampling
 JOBS, TOKENS = 8, 400
 BEHIND_TOKENS = 80
 """A lagging replica has fewer than these: the master dies when a reader has as many."""
-
-
-@pytest.fixture
-def sentinels() -> Iterator[SentinelSet]:
-    made = SentinelSet()
-    yield made
-    made.remove()
 
 
 @pytest.mark.parametrize("how", ["killed", "lagging", "demoted"])

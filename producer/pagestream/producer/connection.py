@@ -3,7 +3,7 @@
 redis-py's own defaults differ between its versions (RESP2 or 3, a socket timeout or none, ten
 silent retries or none) and some of them repeat a command whose answer was lost. What we send must
 be safe to repeat, and who repeats it is our choice: nothing is retried unless `retries` says so.
-This module knows URLs and options only: no keys, no commands.
+This module knows URLs, options and connections: no keys, no commands.
 """
 
 import socket
