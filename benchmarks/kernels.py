@@ -132,10 +132,12 @@ def flops_per_us() -> float:
     return 2 * 8192**3 / time_us(lambda: lambda: a @ b, 2 * L2_BYTES)
 
 
-def paged(seqs: int, kv_len: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def paged(
+    seqs: int, kv_len: int, kv_heads: int, head_dim: int = HEAD_DIM
+) -> tuple[Tensor, Tensor, Tensor]:
     """K, V, and a block table in shuffled order."""
     per_seq = -(-kv_len // BLOCK_SIZE)
-    shape = (seqs * per_seq + 1, BLOCK_SIZE, kv_heads, HEAD_DIM)
+    shape = (seqs * per_seq + 1, BLOCK_SIZE, kv_heads, head_dim)
     table = torch.randperm(seqs * per_seq, device="cuda").int().view(seqs, per_seq) + 1
     return randn(*shape), randn(*shape), table
 
@@ -208,15 +210,16 @@ def decode_launch(
     )
 
 
-def decode_attention_case(seqs: int, kv_len: int, heads: int, kv_heads: int) -> Case:
+def decode_attention_case(seqs: int, kv_len: int, heads: int, kv_heads: int, head_dim: int) -> Case:
     def make() -> Launch:
-        cache = paged(seqs, kv_len, kv_heads)
-        q, rows, lens = randn(seqs, heads, HEAD_DIM), ints(range(seqs)), ints([kv_len] * seqs)
+        cache = paged(seqs, kv_len, kv_heads, head_dim)
+        q, rows, lens = randn(seqs, heads, head_dim), ints(range(seqs)), ints([kv_len] * seqs)
         return decode_launch(q, cache, rows, lens)
 
-    size = seqs * kv_len * kv_heads * HEAD_DIM * 4
-    moved = size + 4 * seqs * heads * HEAD_DIM
-    return Case("decode_attention", f"{seqs} x {kv_len}, {heads}/{kv_heads}", make, size, moved)
+    size = seqs * kv_len * kv_heads * head_dim * 4
+    moved = size + 4 * seqs * heads * head_dim
+    shape = f"{seqs} x {kv_len}, {heads}/{kv_heads} of {head_dim}"
+    return Case("decode_attention", shape, make, size, moved)
 
 
 def kv_splits_case(seqs: int, kv_len: int) -> Case:
@@ -229,20 +232,22 @@ def kv_splits_case(seqs: int, kv_len: int) -> Case:
     return Case("kv_splits", f"{seqs} x {kv_len}", make, moved, moved)
 
 
-def prefill_attention_case(seqs: int, q_len: int, before: int, heads: int, kv_heads: int) -> Case:
+def prefill_attention_case(
+    seqs: int, q_len: int, before: int, heads: int, kv_heads: int, head_dim: int
+) -> Case:
     kv_len = before + q_len
 
     def make() -> Launch:
-        cache = paged(seqs, kv_len, kv_heads)
-        q, rows = randn(seqs * q_len, heads, HEAD_DIM), ints(range(seqs))
+        cache = paged(seqs, kv_len, kv_heads, head_dim)
+        q, rows = randn(seqs * q_len, heads, head_dim), ints(range(seqs))
         cu_q, lens = ints(range(0, seqs * q_len + 1, q_len)), ints([kv_len] * seqs)
         return lambda: prefill_attention(q, *cache, rows, cu_q, lens, 0.09)
 
     # Query i sees before + i + 1 keys; each costs two products of head_dim.
     pairs = seqs * (q_len * before + q_len * (q_len + 1) // 2)
-    moved = 4 * seqs * (kv_len * kv_heads + q_len * heads) * HEAD_DIM
-    shape = f"{seqs} x {q_len} after {before}, {heads}/{kv_heads}"
-    return Case("prefill_attention", shape, make, moved, moved, flops=4 * pairs * heads * HEAD_DIM)
+    moved = 4 * seqs * (kv_len * kv_heads + q_len * heads) * head_dim
+    shape = f"{seqs} x {q_len} after {before}, {heads}/{kv_heads} of {head_dim}"
+    return Case("prefill_attention", shape, make, moved, moved, flops=4 * pairs * heads * head_dim)
 
 
 def query_tiles_case(seqs: int, q_len: int) -> Case:
@@ -316,7 +321,10 @@ def sample_case(seqs: int, vocab: int, columns: dict[str, float]) -> Case:
 
 DECODE = [(1, 512), (1, 2048), (1, 32768), (8, 8192), (32, 1024), (64, 2048), (256, 576)]
 PREFILL = [(64, 512, 0), (16, 2048, 0), (4, 8192, 0), (1, 32768, 0), (1, 512, 8192)]
-HEADS = [(32, 8), (32, 32), (16, 8)]
+HEADS = [
+    *((32, 8, 128), (32, 32, 128), (16, 8, 128)),
+    *((32, 8, 64), (14, 2, 64), (32, 32, 96), (16, 8, 256)),
+]
 WEIGHTS = [("qkv", 4096, 6144), ("o", 4096, 4096), ("up", 4096, 28672), ("down", 14336, 4096)]
 DRAWS: list[dict[str, float]] = [
     {"temperature": 0}, {}, {"top_k": 50}, {"top_p": 0.95}, {"top_k": 50, "top_p": 0.95},

@@ -1,6 +1,6 @@
 """Which splitting of decode attention is fastest, for even and for ragged batches.
 
-    python benchmarks/tune_decode_attention.py --heads 32 --kv-heads 8
+    python benchmarks/tune_decode_attention.py --heads 32 --kv-heads 8 --head-dim 128
 
 What it finds goes into `_FASTEST` of kernels/kv_splits.py, with a line in NOTES.md, once whole
 steps say the same (`decode_steps.py`: there other kernels run before and behind). Each candidate
@@ -31,6 +31,8 @@ RAGGED = (
 PARTS = (264, 396, 528, 792)
 MIN_TOKENS = (128, 256, 512, 1024, 2048)
 KERNELS = ((64, 4, 3), (128, 4, 2))
+WIDE_KERNELS = ((64, 4, 2), (64, 8, 2), (32, 4, 3))
+"""Of heads of more than 128: tile, warps and stages."""
 SHOWN = 6
 
 
@@ -45,13 +47,15 @@ def batches() -> Iterator[tuple[str, list[int]]]:
     yield "1 x 30000, 15 x 500", [30_000] + [500] * 15
 
 
-def candidates(lengths: list[int], kv_heads: int) -> Iterator[Splitting]:
+def candidates(lengths: list[int], kv_heads: int, head_dim: int) -> Iterator[Splitting]:
     """Every splitting worth a try: those that cut the batch alike count once."""
     seen: set[tuple[int, ...]] = set()
-    kinds = itertools.product(PARTS, MIN_TOKENS, KERNELS, (False, True))
+    kernels = KERNELS if head_dim <= 128 else WIDE_KERNELS
+    kinds = itertools.product(PARTS, MIN_TOKENS, kernels, (False, True))
     for programs, min_tokens, kernel, merges_apart in kinds:
         splitting = Splitting(min_tokens, programs, False, *kernel, merges_apart)
-        splitting = splitting.fitted(len(lengths) * kv_heads, kv_heads, HEAD_DIM)
+        fitted = splitting.fitted(len(lengths) * kv_heads, kv_heads, head_dim)
+        splitting = splitting._replace(parts=fitted.parts)
         least = max(min_tokens, -(-sum(lengths) // splitting.parts))
         pieces = (*(-(-length // least) for length in lengths), *kernel, merges_apart)
         if pieces not in seen:
@@ -59,13 +63,15 @@ def candidates(lengths: list[int], kv_heads: int) -> Iterator[Splitting]:
             yield splitting
 
 
-def measure(lengths: list[int], heads: int, kv_heads: int, splitting: Splitting) -> float:
+def measure(
+    lengths: list[int], heads: int, kv_heads: int, head_dim: int, splitting: Splitting
+) -> float:
     """Microseconds of one launch."""
-    read_bytes = sum(lengths) * kv_heads * HEAD_DIM * 4
+    read_bytes = sum(lengths) * kv_heads * head_dim * 4
 
     def make():  # noqa: ANN202 (a launch on its own copy of the cache)
-        cache = paged(len(lengths), max(lengths), kv_heads)
-        q, rows = randn(len(lengths), heads, HEAD_DIM), ints(range(len(lengths)))
+        cache = paged(len(lengths), max(lengths), kv_heads, head_dim)
+        q, rows = randn(len(lengths), heads, head_dim), ints(range(len(lengths)))
         return decode_launch(q, cache, rows, ints(lengths), splitting)
 
     return time_us(make, read_bytes)
@@ -75,22 +81,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--kv-heads", type=int, default=8)
+    parser.add_argument("--head-dim", type=int, default=HEAD_DIM)
     parser.add_argument("--seconds", type=float, default=600, help="begin no batch after so long")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this measures a GPU, and there is none")
     until_s = time.monotonic() + arguments.seconds
-    heads, kv_heads = arguments.heads, arguments.kv_heads
+    kv_heads, head_dim = arguments.kv_heads, arguments.head_dim
+    shape = arguments.heads, kv_heads, head_dim
     for name, lengths in batches():
         if time.monotonic() > until_s:
             break
-        shipped = Splitting.fastest(len(lengths), kv_heads, HEAD_DIM)
-        shipped_us = measure(lengths, heads, kv_heads, shipped)
+        shipped = Splitting.fastest(len(lengths), kv_heads, head_dim)
+        shipped_us = measure(lengths, *shape, shipped)
         results = sorted(
-            (measure(lengths, heads, kv_heads, splitting), splitting)
-            for splitting in candidates(lengths, kv_heads)
+            (measure(lengths, *shape, splitting), splitting)
+            for splitting in candidates(lengths, kv_heads, head_dim)
         )
-        read_bytes = sum(lengths) * kv_heads * HEAD_DIM * 4
+        read_bytes = sum(lengths) * kv_heads * head_dim * 4
         print(
             f"{name}: {read_bytes / 1e6:.0f} MB; as shipped {shipped_us:.1f} µs "
             f"{read_bytes / shipped_us / 1e6:.2f} TB/s, at best "

@@ -11,6 +11,8 @@ import pytest
 pytest.importorskip("triton")
 
 PER_BLOCK_SHARED_BYTES = 227 * 1024
+MAY_SPILL_BYTES = {"prefill 16/8 x 256": 128}
+"""With half the rows a program it spills nothing, and takes twice as long."""
 BEGIN_EARLY = {
     "_batch_layout_kernel",
     "_few_rows_kernel",
@@ -37,7 +39,7 @@ def report(tmp_path_factory):
 @pytest.mark.timeout(300)
 def test_every_kernel_fits(report):
     for kernel in report:
-        assert kernel["spilled_bytes"] == 0, kernel
+        assert kernel["spilled_bytes"] <= MAY_SPILL_BYTES.get(kernel["case"], 0), kernel
         assert kernel["shared_bytes"] <= PER_BLOCK_SHARED_BYTES, kernel
 
 

@@ -18,7 +18,7 @@ def test_matches_the_oracle(device, dtype, heads, kv_heads, head_dim):
 
 @on_every_path
 def test_wide_heads(device, dtype):
-    check_prefill(prefill_attention, [(5, 70)], 2, 1, 256, device, dtype)
+    check_prefill(prefill_attention, [(5, 70), (150, 161), (1, 1)], 2, 1, 256, device, dtype)
 
 
 @on_every_path
@@ -83,10 +83,10 @@ def test_a_sequence_knows_no_other_sequence(heads, kv_heads, window):
     ],
     ids=["reference", "fp32", "bf16"],
 )
-@pytest.mark.parametrize("window", [None, 50])
-def test_bits_do_not_depend_on_the_chunks(device, dtype, window):
-    cache = paged([150], 1, 32, dtype, device)
-    q = randn(150, 2, 32, dtype=dtype, device=device, seed=1)
+@pytest.mark.parametrize(("window", "head_dim"), [(None, 32), (50, 32), (None, 256)])
+def test_bits_do_not_depend_on_the_chunks(device, dtype, window, head_dim):
+    cache = paged([150], 1, head_dim, dtype, device)
+    q = randn(150, 2, head_dim, dtype=dtype, device=device, seed=1)
     whole = attend(q, cache, [0], [150], window)
     # In the interpreter products are numpy's, whose bits may depend on a row's place in its tile.
     tolerance = 1e-6 if KERNELS_ON_CPU else 0.0

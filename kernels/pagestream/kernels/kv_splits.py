@@ -69,8 +69,7 @@ class Splitting(NamedTuple):
         programs = seqs * kv_heads
         splitting = next((split for most, split in _FASTEST if programs <= most), None)
         if splitting is None:
-            tiled = _MANY if head_dim <= 128 else _MANY[:1]  # wider heads have one tile for all
-            splitting = max(tiled, key=lambda split: _share_of_waves(programs, split.tile))
+            splitting = max(_MANY, key=lambda split: _share_of_waves(programs, split.tile))
         return splitting.fitted(programs, kv_heads, head_dim)
 
     @classmethod
@@ -82,7 +81,7 @@ class Splitting(NamedTuple):
         """Return this for a batch of `programs`: `parts` are times kv heads here, and not there."""
         # Rounding gives a sequence up to one piece more than its share: leave room for those.
         parts = max((self.parts - min(programs, self.parts // 3)) // kv_heads, 1)
-        kernel = {} if head_dim <= 128 else {"tile": 64, "warps": 8}
+        kernel = {} if head_dim <= 128 else {"tile": 64, "stages": 2}
         return self._replace(parts=parts, **kernel)
 
     def most(self, seqs: int, max_kv_len: int) -> int:

@@ -32,6 +32,8 @@ from ._triton import (
 
 _TILE = 64
 _BLOCK_M = 64
+_WIDE_BLOCK_M = 128
+"""Of wide heads: with few rows the reading of keys and values is what takes the time."""
 _SEQS_BLOCK = 256
 
 
@@ -189,7 +191,9 @@ def query_tiles(q: Tensor, kv_heads: int, cu_q: Tensor, *, max_seqs: int | None 
 def _query_blocks(q: Tensor, kv_heads: int) -> tuple[int, int]:
     """Rows of a program, and queries: a query has a row for each head that shares its kv head."""
     group = q.shape[1] // kv_heads
-    block_m = max(_BLOCK_M, triton.next_power_of_2(group))
+    # In fp32 so many rows of wide heads do not fit into a processor's shared memory.
+    rows = _WIDE_BLOCK_M if _is_wide(q) and q.element_size() == 2 else _BLOCK_M
+    block_m = max(rows, triton.next_power_of_2(group))
     return block_m, block_m // group
 
 
