@@ -162,7 +162,13 @@ def test_directories(tmp_path: Path) -> None:
     assert resolve(str(tmp_path)) == tmp_path
     with pytest.raises(ModelNotFound, match="leave the revision out"):
         resolve(str(tmp_path), "main")
-    for missing in (str(tmp_path / "absent"), "./absent", "a/b/c", "~/absent/model"):
+    for missing in (
+        str(tmp_path / "absent"),
+        "./absent",
+        "a/b/c",
+        "~/absent/model",
+        "~nobody-of-that-name/m",
+    ):
         with pytest.raises(ModelNotFound, match="there is no directory"):
             resolve(missing)
 

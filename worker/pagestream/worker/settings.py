@@ -4,7 +4,6 @@ This module checks values one by one; what depends on the model or the machine i
 is known. It builds the engine's `EngineConfig` and knows nothing of how the settings are used.
 """
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -17,7 +16,7 @@ from pagestream.producer.settings import read
 
 from .config import BLOCK_TOKENS, EngineConfig
 from .errors import ConfigError
-from .models.hub import DEMO
+from .models.hub import DEMO, local_directory
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 
@@ -85,11 +84,12 @@ class WorkerSettings(BaseSettings):
 
         Raises:
             ConfigError: the name cannot be a queue's.
+            ModelNotFound: the queue is called after a model's directory, and there is none.
         """
         name = self.served_model_name
         if name is None:
-            path = Path(self.model)
-            name = path.resolve().name if path.is_dir() else self.model
+            directory = None if self.model == DEMO else local_directory(self.model)
+            name = self.model if directory is None else directory.resolve().name
         try:
             return check_name("queue", name)
         except InvalidRequest as error:

@@ -25,7 +25,7 @@ BROKEN, UNAVAILABLE, BAD_FLAGS = 1, 69, 78
 
 
 def chaos(
-    seconds: Annotated[float, typer.Option(help="How long faults go on.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=1, help="How long faults go on.")] = 60.0,
     redis_url: Annotated[
         str | None,
         typer.Option(
@@ -44,7 +44,7 @@ def chaos(
     ] = None,
     workers: Annotated[int, typer.Option(min=2, help="Workers on the queue.")] = 2,
     in_flight: Annotated[int, typer.Option(min=1, help="Jobs submitted and not finished.")] = 24,
-    heartbeat_ttl: Annotated[float, typer.Option(help="As of `pagestream worker`.")] = 1.0,
+    heartbeat_ttl: Annotated[float, typer.Option(min=0.3, help="As of `pagestream worker`.")] = 1.0,
     fsync: Annotated[
         str, typer.Option(help="everysec or always, of the server that is started.")
     ] = "everysec",

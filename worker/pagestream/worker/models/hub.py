@@ -60,8 +60,7 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
         ModelNotFound: there is no such model or revision, access is refused, or the hub cannot be
             reached and the cache does not have it.
     """
-    local = _DEMO_DIRECTORY if model == DEMO else Path(model).expanduser()
-    if local.is_dir():
+    if local := local_directory(model):
         if revision is not None:
             raise ModelNotFound(
                 f"revision={revision!r} was given, but {model!r} is a local directory; "
@@ -69,14 +68,26 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
             )
         _require_config(local, model)
         return local
+    directory = Path(_download(model, revision, weights))
+    _require_config(directory, model)
+    return directory
+
+
+def local_directory(model: str) -> Path | None:
+    """Return the directory that `model` names, or None if it may be a hub id.
+
+    Raises:
+        ModelNotFound: it can only mean a directory, and there is none.
+    """
+    local = _DEMO_DIRECTORY if model == DEMO else Path(os.path.expanduser(model))
+    if local.is_dir():
+        return local
     if local.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelNotFound(
             f"there is no directory {model!r}; give an existing directory with a config.json, or a "
             "hub id such as 'Qwen/Qwen3-0.6B'"
         )
-    directory = Path(_download(model, revision, weights))
-    _require_config(directory, model)
-    return directory
+    return None
 
 
 def generation_defaults(directory: Path) -> GenerationDefaults:
