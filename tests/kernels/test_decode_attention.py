@@ -10,7 +10,16 @@ from pagestream.kernels import FIXED_SPLITTING, Splitting, decode_attention, kv_
 @on_every_path
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"),
-    [(3, 3, 32), (4, 2, 32), (10, 2, 64), (7, 1, 32), (8, 1, 96), (18, 1, 32), (2, 1, 256)],
+    [
+        (3, 3, 32),
+        (4, 2, 32),
+        (10, 2, 64),
+        (7, 1, 32),
+        (8, 1, 96),
+        (18, 1, 32),
+        (3, 3, 100),
+        (2, 1, 256),
+    ],
 )
 def test_matches_the_oracle(device, dtype, heads, kv_heads, head_dim):
     check_decode(decode_attention, [1, 37, 64, 65], heads, kv_heads, head_dim, device, dtype)

@@ -43,3 +43,4 @@ def test_the_kernels_in_tritons_interpreter():
         for run in runs:
             run.kill()
             run.wait()
+            run.stdout.close()

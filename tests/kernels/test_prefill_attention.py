@@ -10,7 +10,7 @@ RAGGED = [(1, 1), (20, 37), (64, 64), (1, 100), (33, 161)]
 
 @on_every_path
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim"), [(3, 3, 32), (4, 2, 32), (7, 1, 64), (8, 1, 96)]
+    ("heads", "kv_heads", "head_dim"), [(3, 3, 32), (4, 2, 32), (7, 1, 64), (8, 1, 96), (4, 2, 100)]
 )
 def test_matches_the_oracle(device, dtype, heads, kv_heads, head_dim):
     check_prefill(prefill_attention, RAGGED, heads, kv_heads, head_dim, device, dtype)

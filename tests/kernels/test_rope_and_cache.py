@@ -14,6 +14,7 @@ from pagestream.kernels import rope_and_cache
         (9, 3, 32, {"norm": True}),
         (6, 1, 96, {"norm": True, "tokens": 1}),
         (2, 1, 64, {"rotary_dim": 48, "norm": True}),
+        (3, 3, 100, {}),
         (2, 2, 256, {"tokens": 2}),
     ],
 )

@@ -55,8 +55,10 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     assert k_cache.shape == v_cache.shape, f"{tuple(k_cache.shape)} and {tuple(v_cache.shape)}"
     assert k_cache.shape[3] == head_dim, f"head_dim {head_dim}, cache {tuple(k_cache.shape)}"
     assert heads % k_cache.shape[2] == 0, f"{heads} heads on {k_cache.shape[2]} kv heads"
-    assert k_cache.stride() == v_cache.stride(), f"{k_cache.stride()} and {v_cache.stride()}"
-    assert k_cache.stride(3) == 1, f"head_dim must be contiguous: {k_cache.stride()}"
+    for cache in (k_cache, v_cache):
+        assert cache.is_contiguous(), (
+            f"a cache must be contiguous, its strides are {cache.stride()}"
+        )
     assert q.stride()[1:] == (head_dim, 1), f"q must be contiguous, its strides are {q.stride()}"
 
 
@@ -65,10 +67,9 @@ def cache_offsets(
     block_table_ptr,  # [max_blocks], this sequence's
     keys,  # [tile], absolute positions
     inside,  # [tile], which of them exist
-    block_stride,
-    token_stride,
+    token_stride,  # kv_heads * head_dim
     BLOCK_SIZE: tl.constexpr,
 ):
     """Element offsets [tile] of keys in the cache: int64, for a large cache passes 2^31."""
     block = tl.load(block_table_ptr + keys // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
-    return block * block_stride + (keys % BLOCK_SIZE) * token_stride
+    return (block * BLOCK_SIZE + keys % BLOCK_SIZE) * token_stride

@@ -155,7 +155,7 @@ def decode_attention(
             scale * LOG2E,
             out.stride(0),
             q.stride(0),
-            *k_cache.stride()[:3],
+            k_cache.stride(1),
             block_table.stride(0),
             KV_HEADS=kv_heads,
             GROUP=heads // kv_heads,
@@ -197,9 +197,7 @@ def _decode_attention_kernel(
     scale_log2e,
     out_stride,
     q_stride,
-    block_stride,
-    token_stride,
-    head_stride,
+    token_stride,  # no constant: of one the compiler makes loads that wait more for each other
     block_table_stride,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -232,8 +230,8 @@ def _decode_attention_kernel(
         begin = tl.multiple_of(begin, ALIGN)
     splits = tl.load(pieces_ptr + 4)
     block_table_ptr += row * block_table_stride
-    k_cache_ptr += kv_head * head_stride
-    v_cache_ptr += kv_head * head_stride
+    k_cache_ptr += kv_head * HEAD_DIM
+    v_cache_ptr += kv_head * HEAD_DIM
     if SETTLED:
         wait_for_inputs(PDL)
     if splits == 0:
@@ -253,9 +251,7 @@ def _decode_attention_kernel(
     for at in range(begin, end, TILE):
         keys = at + tl.arange(0, TILE)
         inside = keys < end
-        offsets = cache_offsets(
-            block_table_ptr, keys, inside, block_stride, token_stride, BLOCK_SIZE
-        )
+        offsets = cache_offsets(block_table_ptr, keys, inside, token_stride, BLOCK_SIZE)
         in_tile = inside[:, None] & in_dim[None, :]
         k = tl.load(k_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)
         v = tl.load(v_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)

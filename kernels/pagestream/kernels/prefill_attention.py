@@ -144,8 +144,8 @@ def prefill_attention(
             scale * LOG2E,
             out.stride(0),
             q.stride(0),
-            *k_cache.stride()[:3],
             block_table.stride(0),
+            KV_HEADS=kv_heads,
             GROUP=heads // kv_heads,
             BLOCK_M=block_m,
             BLOCK_Q=block_q,
@@ -246,8 +246,7 @@ def _attend(
     v_cache_ptr,
     block_table_ptr,
     scale_log2e,
-    block_stride,
-    token_stride,
+    KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -260,7 +259,7 @@ def _attend(
     keys = at + tl.arange(0, TILE)
     dims = tl.arange(0, DIM_BLOCK)
     inside = keys < kv_len
-    offsets = cache_offsets(block_table_ptr, keys, inside, block_stride, token_stride, BLOCK_SIZE)
+    offsets = cache_offsets(block_table_ptr, keys, inside, KV_HEADS * HEAD_DIM, BLOCK_SIZE)
     in_tile = (dims < HEAD_DIM)[None, :]
     if MASKED:
         in_tile = in_tile & inside[:, None]
@@ -300,10 +299,8 @@ def _prefill_attention_kernel(
     scale_log2e,
     out_stride,
     q_stride,
-    block_stride,
-    token_stride,
-    head_stride,
     block_table_stride,
+    KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -341,8 +338,8 @@ def _prefill_attention_kernel(
         begin = tl.maximum(first_position + 1 - WINDOW, 0) // TILE * TILE
         masked_from = begin
     block_table_ptr += tl.load(rows_ptr + seq).to(tl.int64) * block_table_stride
-    k_cache_ptr += kv_head * head_stride
-    v_cache_ptr += kv_head * head_stride
+    k_cache_ptr += kv_head * HEAD_DIM
+    v_cache_ptr += kv_head * HEAD_DIM
 
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -350,14 +347,12 @@ def _prefill_attention_kernel(
     for at in range(begin, masked_from, TILE):
         top, total, acc = _attend(
             (top, total, acc), q, positions, at, kv_len, k_cache_ptr, v_cache_ptr, block_table_ptr,
-            scale_log2e, block_stride, token_stride,
-            HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, WINDOW, TILE, MASKED=False,
+            scale_log2e, KV_HEADS, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, WINDOW, TILE, MASKED=False,
         )  # fmt: skip
     for at in range(masked_from, end, TILE):
         top, total, acc = _attend(
             (top, total, acc), q, positions, at, kv_len, k_cache_ptr, v_cache_ptr, block_table_ptr,
-            scale_log2e, block_stride, token_stride,
-            HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, WINDOW, TILE, MASKED=True,
+            scale_log2e, KV_HEADS, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, WINDOW, TILE, MASKED=True,
         )  # fmt: skip
 
     attended = acc / tl.where(total == 0.0, 1.0, total)[:, None]  # padding rows see nothing

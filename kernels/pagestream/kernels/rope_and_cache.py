@@ -81,7 +81,7 @@ def rope_and_cache(
     dtype before its weight and after it, as Hugging Face Qwen3 does. Several tokens may share a
     slot only if nobody reads it (padding writes to block 0).
     """
-    tokens, (_, block_size, kv_heads, head_dim) = len(qkv), k_cache.shape
+    tokens, (kv_heads, head_dim) = len(qkv), k_cache.shape[2:]
     assert k_cache.shape == v_cache.shape, f"{tuple(k_cache.shape)} and {tuple(v_cache.shape)}"
     assert qkv.shape[1] == (heads + 2 * kv_heads) * head_dim, f"qkv {tuple(qkv.shape)}"
     rotary_dim = cos_sin.shape[1]
@@ -92,8 +92,10 @@ def rope_and_cache(
         )
     assert qkv.stride(1) == 1, f"a token of qkv must be contiguous: {qkv.stride()}"
     assert cos_sin.is_contiguous(), f"cos_sin must be contiguous: {cos_sin.stride()}"
-    assert k_cache.stride() == v_cache.stride(), f"{k_cache.stride()} and {v_cache.stride()}"
-    assert k_cache.stride(3) == 1, f"head_dim must be contiguous: {k_cache.stride()}"
+    for cache in (k_cache, v_cache):
+        assert cache.is_contiguous(), (
+            f"a cache must be contiguous, its strides are {cache.stride()}"
+        )
     q = torch.empty((tokens, heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     q_programs = triton.cdiv(heads, _HEADS_PER_PROGRAM)
     grid = (tokens, q_programs + triton.cdiv(kv_heads, _HEADS_PER_PROGRAM))
@@ -108,13 +110,11 @@ def rope_and_cache(
             qkv if q_norm is None else q_norm,
             qkv if k_norm is None else k_norm,
             qkv.stride(0),
-            *k_cache.stride()[:3],
             eps,
             HEADS=heads,
             KV_HEADS=kv_heads,
             HEAD_DIM=head_dim,
             ROTARY_DIM=rotary_dim,
-            BLOCK_SIZE=block_size,
             Q_PROGRAMS=q_programs,
             HEADS_BLOCK=min(_HEADS_PER_PROGRAM, triton.next_power_of_2(heads)),
             DIM_BLOCK=triton.next_power_of_2(head_dim),
@@ -170,15 +170,11 @@ def _rope_and_cache_kernel(
     q_norm_ptr,  # [head_dim]
     k_norm_ptr,  # [head_dim]
     qkv_stride,
-    cache_block_stride,
-    cache_token_stride,
-    cache_head_stride,
     eps,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
     Q_PROGRAMS: tl.constexpr,
     HEADS_BLOCK: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
@@ -212,7 +208,6 @@ def _rope_and_cache_kernel(
         )
         v = tl.load(x_ptr + KV_HEADS * HEAD_DIM + dims, mask=inside, other=0.0)
         slot = tl.load(slot_mapping_ptr + token).to(tl.int64)
-        place = (slot // BLOCK_SIZE) * cache_block_stride + (slot % BLOCK_SIZE) * cache_token_stride
-        place += head * cache_head_stride + dims
+        place = slot * KV_HEADS * HEAD_DIM + (head * HEAD_DIM + dims)
         tl.store(k_cache_ptr + place, k.to(k_cache_ptr.dtype.element_ty), mask=inside)
         tl.store(v_cache_ptr + place, v.to(v_cache_ptr.dtype.element_ty), mask=inside)
