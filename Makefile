@@ -54,6 +54,9 @@ batch: $(VENV)/.dev ## A batch of 50,000 lines on the demo model, through ten ki
 chaos: $(VENV)/.dev ## The chaos suite: every fault again and again, 20 minutes at most
 	$(BIN)/pytest tests/chaos -m "slow or not slow" -s $(PYTEST_ARGS)
 
+figures: $(VENV)/.dev ## Every figure of the README, on a GPU: an hour; benchmarks/figures.py takes names
+	$(BIN)/python benchmarks/figures.py
+
 lint: $(VENV)/.dev ## Style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -106,4 +109,4 @@ $(VENV)-redis-8/.dev: pyproject.toml constraints.txt
 	  pytest pytest-asyncio pytest-timeout hypothesis httpx2 openai pyyaml tokenizers
 	@touch $@
 
-.PHONY: help demo test test-redis-8 test-all soak batch chaos lint format build clean
+.PHONY: help demo test test-redis-8 test-all soak batch chaos figures lint format build clean
