@@ -1,4 +1,4 @@
-"""Measure every kernel against its torch reference and against what the GPU allows.
+"""Measure every kernel against its reference, torch's own op and what the GPU allows.
 
     python benchmarks/kernels.py                         # all ops, a table
     python benchmarks/kernels.py sample --json benchmarks/results/kernels.json
@@ -7,21 +7,21 @@ Each case runs in a CUDA graph of several launches, so that Python's launch over
 over enough copies of its inputs to miss the L2 cache. `roof` is the share of the roofline: bytes
 that must move at the copy bandwidth measured first, or products at the matrix rate measured first,
 whichever takes longer. References are timed where they run on a GPU; those of attention and
-sampling are made for the CPU.
+sampling are made for the CPU. `torch` is what torch itself has for the same: its attention reads
+keys and values that lie in a row, not in blocks.
 """
 
 import argparse
 import itertools
 import json
-import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timing import Launch, copy_bytes_per_us, flops_per_us, ints, randn, time_us
 from torch import Tensor
 
 from pagestream.kernels import (
@@ -43,15 +43,12 @@ from pagestream.kernels.rms_norm import rms_norm_reference
 from pagestream.kernels.rope_and_cache import rope_and_cache_reference
 from pagestream.kernels.silu_mul import silu_mul_reference
 
-L2_BYTES = 64 << 20
-REPEATS = 7
 BLOCK_SIZE = 16
 HEAD_DIM = 128
 ROOM_TOKENS = 4096
 """Contexts that the graphs of short steps have room for."""
 
 Op = Callable[..., object]
-Launch = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,8 @@ class Case:
     moved_bytes: int
     flops: int = 0
     make_reference: Callable[[], Launch] | None = None
+    make_torch: Callable[[], Launch] | None = None
+    """On inputs of its own, of the same size."""
 
 
 @dataclass(frozen=True)
@@ -75,61 +74,10 @@ class Result:
     shape: str
     us: float
     reference_us: float | None
+    torch_us: float | None
     tb_per_s: float
     tflops: float
     roof: float
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.bfloat16, device="cuda")
-
-
-def ints(values: Any) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.int32, device="cuda")
-
-
-def time_us(make: Callable[[], Launch], inputs_bytes: int) -> float:
-    """Median time of one launch, in a graph that walks over copies of the inputs."""
-    copies = [make() for _ in range(max(1, min(64, 2 * L2_BYTES // max(inputs_bytes, 1) + 1)))]
-    for launch in copies:  # compiles, and lets cuBLAS make its workspace
-        launch()
-    torch.cuda.synchronize()
-    launches = list(itertools.islice(itertools.cycle(copies), max(len(copies), 8)))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    times = []
-    for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(launches))
-    return statistics.median(times)
-
-
-def copy_bytes_per_us() -> float:
-    """What a large device copy reaches, reads and writes together."""
-    source = torch.empty(1 << 31, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    target.copy_(source)
-    times_us = []
-    for _ in range(REPEATS):  # not in a graph, where copies are slower
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        target.copy_(source)
-        end.record()
-        end.synchronize()
-        times_us.append(start.elapsed_time(end) * 1e3)
-    return 2 * source.numel() / statistics.median(times_us)
-
-
-def flops_per_us() -> float:
-    """What cuBLAS reaches on a large square bf16 product."""
-    a, b = randn(8192, 8192), randn(8192, 8192)
-    return 2 * 8192**3 / time_us(lambda: lambda: a @ b, 2 * L2_BYTES)
 
 
 def paged(
@@ -147,10 +95,13 @@ def rms_norm_case(tokens: int, hidden: int) -> Case:
         x, residual, weight = randn(tokens, hidden), randn(tokens, hidden), randn(hidden)
         return lambda: op(x, weight, 1e-5, residual)
 
+    def torch_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor) -> Tensor:
+        return F.rms_norm(residual.add_(x), (hidden,), weight, eps)
+
     one = tokens * hidden * 2
     return Case(
         "rms_norm", f"{tokens} x {hidden}", make, 2 * one, 4 * one,
-        make_reference=lambda: make(rms_norm_reference),
+        make_reference=lambda: make(rms_norm_reference), make_torch=lambda: make(torch_norm),
     )  # fmt: skip
 
 
@@ -219,7 +170,21 @@ def decode_attention_case(seqs: int, kv_len: int, heads: int, kv_heads: int, hea
     size = seqs * kv_len * kv_heads * head_dim * 4
     moved = size + 4 * seqs * heads * head_dim
     shape = f"{seqs} x {kv_len}, {heads}/{kv_heads} of {head_dim}"
-    return Case("decode_attention", shape, make, size, moved)
+    return Case(
+        "decode_attention", shape, make, size, moved,
+        make_torch=lambda: torch_attention(seqs, 1, kv_len, heads, kv_heads, head_dim),
+    )  # fmt: skip
+
+
+def torch_attention(
+    seqs: int, q_len: int, kv_len: int, heads: int, kv_heads: int, head_dim: int
+) -> Launch:
+    """Torch's attention of the newest tokens, or of whole prompts."""
+    q = randn(seqs, heads, q_len, head_dim)
+    k, v = (randn(seqs, kv_heads, kv_len, head_dim) for _ in range(2))
+    return lambda: F.scaled_dot_product_attention(
+        q, k, v, is_causal=q_len > 1, scale=0.09, enable_gqa=heads != kv_heads
+    )
 
 
 def kv_splits_case(seqs: int, kv_len: int) -> Case:
@@ -247,7 +212,14 @@ def prefill_attention_case(
     pairs = seqs * (q_len * before + q_len * (q_len + 1) // 2)
     moved = 4 * seqs * (kv_len * kv_heads + q_len * heads) * head_dim
     shape = f"{seqs} x {q_len} after {before}, {heads}/{kv_heads} of {head_dim}"
-    return Case("prefill_attention", shape, make, moved, moved, flops=4 * pairs * heads * head_dim)
+
+    def make_torch() -> Launch:
+        return torch_attention(seqs, q_len, q_len, heads, kv_heads, head_dim)
+
+    return Case(
+        "prefill_attention", shape, make, moved, moved, flops=4 * pairs * heads * head_dim,
+        make_torch=None if before else make_torch,  # its causal mask begins with the first key
+    )  # fmt: skip
 
 
 def query_tiles_case(seqs: int, q_len: int) -> Case:
@@ -268,7 +240,7 @@ def linear_case(tokens: int, name: str, inputs: int, outputs: int) -> Case:
     flops = 2 * tokens * inputs * outputs
     return Case(
         "linear", f"{tokens} x {name}", make, moved, moved, flops,
-        make_reference=lambda: make(F.linear),
+        make_torch=lambda: make(F.linear),
     )  # fmt: skip
 
 
@@ -314,9 +286,16 @@ def sample_case(seqs: int, vocab: int, columns: dict[str, float]) -> Case:
         logits, rows = randn(seqs, vocab) * 4, ints(range(seqs))
         return lambda: sample(logits, rows, rows, table)
 
+    def make_torch() -> Launch:
+        logits = randn(seqs, vocab)
+        return lambda: logits.argmax(-1)
+
     options = ", ".join(f"{name} {value:g}" for name, value in columns.items()) or "temperature 1"
     moved = seqs * vocab * 2
-    return Case("sample", f"{seqs} x {vocab}, {options}", make, moved, moved)
+    return Case(
+        "sample", f"{seqs} x {vocab}, {options}", make, moved, moved,
+        make_torch=make_torch if columns == {"temperature": 0} else None,
+    )  # fmt: skip
 
 
 DECODE = [(1, 512), (1, 2048), (1, 32768), (8, 8192), (32, 1024), (64, 2048), (256, 576)]
@@ -350,13 +329,14 @@ def cases() -> Iterator[Case]:
 
 
 def measure(case: Case, bytes_per_us: float, matrix_flops_per_us: float) -> Result:
-    us = time_us(case.make, case.inputs_bytes)
-    reference_us = None
-    if case.make_reference is not None:
-        reference_us = time_us(case.make_reference, case.inputs_bytes)
+    us, reference_us, torch_us = (
+        None if make is None else time_us(make, case.inputs_bytes)
+        for make in (case.make, case.make_reference, case.make_torch)
+    )
+    assert us is not None, "ours is always there"
     floor_us = max(case.moved_bytes / bytes_per_us, case.flops / matrix_flops_per_us)
     return Result(
-        case.op, case.shape, us, reference_us,
+        case.op, case.shape, us, reference_us, torch_us,
         case.moved_bytes / us / 1e6, case.flops / us / 1e6, floor_us / us,
     )  # fmt: skip
 
@@ -383,16 +363,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bytes_per_us, matrix_flops_per_us = copy_bytes_per_us(), flops_per_us()
     print(machine())
     print(f"copy {bytes_per_us / 1e6:.2f} TB/s, matrix {matrix_flops_per_us / 1e6:.0f} TFLOP/s\n")
-    print(f"{'op':18}{'shape':42}{'µs':>10}{'torch µs':>10}{'TB/s':>8}{'TFLOP/s':>9}{'roof':>7}")
+    print(
+        f"{'op':18}{'shape':42}{'µs':>10}{'reference':>10}{'torch':>10}{'TB/s':>8}{'TFLOP/s':>9}{'roof':>7}"
+    )
     results: list[Result] = []
     for case in cases():
         if options.ops and case.op not in options.ops:
             continue
         result = measure(case, bytes_per_us, matrix_flops_per_us)
         results.append(result)
-        reference = "–" if result.reference_us is None else f"{result.reference_us:.1f}"
+        times = (result.us, result.reference_us, result.torch_us)
+        shown = "".join(f"{'–' if us is None else f'{us:.1f}':>10}" for us in times)
         print(
-            f"{result.op:18}{result.shape:42}{result.us:10.1f}{reference:>10}"
+            f"{result.op:18}{result.shape:42}{shown}"
             f"{result.tb_per_s:8.2f}{result.tflops:9.0f}{result.roof:7.0%}"
         )
         torch.cuda.empty_cache()

@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterator
 
 import torch
-from kernels import HEAD_DIM, decode_launch, ints, paged, randn, time_us
+from kernels import HEAD_DIM, decode_launch, paged
+from timing import ints, randn, time_us
 
 from pagestream.kernels import Splitting
 
