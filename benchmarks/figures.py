@@ -25,7 +25,8 @@ import msgspec
 
 ROOT = Path(__file__).resolve().parents[1]
 DUMMY = "--load-format dummy --max-model-len 8192"
-M8 = f"--model benchmarks/models/llama-3.1-8b {DUMMY}"
+LLAMA = "--model benchmarks/models/llama-3.1-8b"
+M8 = f"{LLAMA} {DUMMY}"
 M06 = f"--model benchmarks/models/qwen3-0.6b {DUMMY}"
 DECODES = "latency --context 480 --batch-sizes 1 8 32 64 128 256"
 PROMPTS = (
@@ -34,7 +35,7 @@ PROMPTS = (
 )
 STATIC = (
     "throughput --engine transformers --batching static --batch-size 32 --dataset nano "
-    "--model benchmarks/models/llama-3.1-8b --load-format dummy"
+    f"{LLAMA} --load-format dummy"
 )
 
 
@@ -98,9 +99,7 @@ FIGURES = {
     "first-token-5ms": Figure(f"idle_latency.py --pause-ms 5 {M06}", lines=3),
     "first-token-0ms": Figure(f"idle_latency.py --pause-ms 0 {M06}", lines=3),
     "readers": Figure(f"many_readers.py --readers 1 8 --repeats 2 {M8}", lines=4),
-    "busy": Figure(
-        "profile_steps.py --workload nano --model benchmarks/models/llama-3.1-8b", lines=60
-    ),
+    "busy": Figure(f"profile_steps.py --workload nano {LLAMA}", lines=60),
     "kernels": Figure("kernels.py", lines=400),
 }
 

@@ -67,6 +67,7 @@ MISTAKES = [
     ("rope_and_cache", rope, "norm_ptr + partners", "norm_ptr + dims"),
     ("rope_and_cache", rope, "x_ptr + KV_HEADS * HEAD_DIM + dims", "x_ptr + dims"),
     ("rope_and_cache", rope, "(head * HEAD_DIM + dims)", "(head * 0 + dims)"),
+    ("rope_and_cache", rope, "slot * KV_HEADS * HEAD_DIM +", "(slot ^ 1) * KV_HEADS * HEAD_DIM +"),
     ("rope_and_cache", rope, "x_ptr, k_norm_ptr,", "x_ptr, q_norm_ptr,"),
     ("batch_layout", layout, "position = start + token - begin", "position = start + token"),
     ("batch_layout", layout, "tl.where(is_decode, newest, host_id)", "host_id"),

@@ -17,7 +17,6 @@ from pagestream.producer.gateway.settings import read_settings as read_gateway
 from pagestream.producer.jobs.settings import JobsSettings
 from pagestream.producer.settings import KNOWN
 from pagestream.worker.errors import ConfigError
-from pagestream.worker.models.errors import ModelNotFound
 from pagestream.worker.settings import WorkerSettings
 from pagestream.worker.settings import read_settings as read_worker
 
@@ -93,17 +92,6 @@ def test_what_kubernetes_put_in_place_of_a_port_says_so(monkeypatch):
     monkeypatch.setenv("PAGESTREAM_PORT", "tcp://10.0.0.1:8000")
     with pytest.raises(BadSettings, match=r"--port: .*say enableServiceLinks: false"):
         read_gateway()
-
-
-def test_the_queue_is_called_after_the_model(monkeypatch, tmp_path):
-    (tmp_path / "a-model").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for model in (str(tmp_path / "a-model"), "~/a-model", f"{tmp_path}/a-model/"):
-        assert read_worker(model=model).queue == "a-model"
-    assert read_worker(model="owner/name").queue == "owner/name"
-    assert read_worker().queue == "demo"
-    with pytest.raises(ModelNotFound, match=r"there is no directory '\./absent'"):
-        _ = read_worker(model="./absent").queue
 
 
 @pytest.mark.parametrize(

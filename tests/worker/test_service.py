@@ -19,6 +19,7 @@ from pagestream.worker.config import EngineConfig
 from pagestream.worker.errors import ConfigError
 from pagestream.worker.loading import LoadingBar
 from pagestream.worker.messages import Sampling
+from pagestream.worker.models.errors import ModelNotFound
 from pagestream.worker.settings import read_settings
 
 
@@ -200,9 +201,14 @@ def test_flags_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.queue == "from-env"
 
 
-def test_a_folder_is_served_under_its_name(model: Path) -> None:
-    assert read_settings(model=str(model)).queue == "model"
+def test_a_folder_is_served_under_its_name(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(model.parent))
+    for folder in (str(model), f"{model}/", f"~/{model.name}"):
+        assert read_settings(model=folder).queue == "model"
     assert read_settings(model="Qwen/Qwen3-0.6B").queue == "Qwen/Qwen3-0.6B"
+    assert read_settings().queue == "demo"
+    with pytest.raises(ModelNotFound, match=r"there is no directory '\./absent'"):
+        _ = read_settings(model="./absent").queue
 
 
 @pytest.mark.parametrize(

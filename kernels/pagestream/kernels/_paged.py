@@ -1,4 +1,4 @@
-"""Reading the paged KV cache, for both attention ops: in plain torch, and from Triton.
+"""The layout of the paged KV cache, and reading it: in plain torch, and from Triton.
 
 The module knows the cache's layout, [blocks, block_size, kv_heads, head_dim], and nothing of
 attention.
@@ -49,16 +49,21 @@ def sampled_product(x: Tensor, y: Tensor, begins: Tensor, columns: Tensor, scale
     return torch.sparse.sampled_addmm(pattern, x, y.t(), beta=0, alpha=scale).values()
 
 
-def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
-    """Assert what both attention ops ask of their tensors."""
-    heads, head_dim = q.shape[1:]
+def check_layout(k_cache: Tensor, v_cache: Tensor) -> None:
+    """Assert what every op that touches the cache counts on."""
     assert k_cache.shape == v_cache.shape, f"{tuple(k_cache.shape)} and {tuple(v_cache.shape)}"
-    assert k_cache.shape[3] == head_dim, f"head_dim {head_dim}, cache {tuple(k_cache.shape)}"
-    assert heads % k_cache.shape[2] == 0, f"{heads} heads on {k_cache.shape[2]} kv heads"
     for cache in (k_cache, v_cache):
         assert cache.is_contiguous(), (
             f"a cache must be contiguous, its strides are {cache.stride()}"
         )
+
+
+def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+    """Assert what both attention ops ask of their tensors."""
+    check_layout(k_cache, v_cache)
+    heads, head_dim = q.shape[1:]
+    assert k_cache.shape[3] == head_dim, f"head_dim {head_dim}, cache {tuple(k_cache.shape)}"
+    assert heads % k_cache.shape[2] == 0, f"{heads} heads on {k_cache.shape[2]} kv heads"
     assert q.stride()[1:] == (head_dim, 1), f"q must be contiguous, its strides are {q.stride()}"
 
 

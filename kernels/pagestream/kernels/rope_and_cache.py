@@ -17,6 +17,7 @@ arXiv:2505.09388.
 import torch
 from torch import Tensor
 
+from ._paged import check_layout
 from ._triton import (
     overlapping_launch,
     runs_kernel,
@@ -82,7 +83,7 @@ def rope_and_cache(
     slot only if nobody reads it (padding writes to block 0).
     """
     tokens, (kv_heads, head_dim) = len(qkv), k_cache.shape[2:]
-    assert k_cache.shape == v_cache.shape, f"{tuple(k_cache.shape)} and {tuple(v_cache.shape)}"
+    check_layout(k_cache, v_cache)
     assert qkv.shape[1] == (heads + 2 * kv_heads) * head_dim, f"qkv {tuple(qkv.shape)}"
     rotary_dim = cos_sin.shape[1]
     assert rotary_dim in range(2, head_dim + 1, 2), f"rotary_dim {rotary_dim} of {head_dim}"
@@ -92,10 +93,6 @@ def rope_and_cache(
         )
     assert qkv.stride(1) == 1, f"a token of qkv must be contiguous: {qkv.stride()}"
     assert cos_sin.is_contiguous(), f"cos_sin must be contiguous: {cos_sin.stride()}"
-    for cache in (k_cache, v_cache):
-        assert cache.is_contiguous(), (
-            f"a cache must be contiguous, its strides are {cache.stride()}"
-        )
     q = torch.empty((tokens, heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     q_programs = triton.cdiv(heads, _HEADS_PER_PROGRAM)
     grid = (tokens, q_programs + triton.cdiv(kv_heads, _HEADS_PER_PROGRAM))
