@@ -13,6 +13,10 @@ from torch import Tensor
 
 L2_BYTES = 64 << 20
 REPEATS = 7
+LAUNCHES = 32
+"""Of a graph, as of the layers of a model: it begins once for all of them."""
+LAUNCHES_BYTES = 4 << 30
+"""Fewer launches, if those read more than this."""
 
 Launch = Callable[[], object]
 
@@ -28,12 +32,17 @@ def ints(values: Any) -> Tensor:
 
 
 def time_us(make: Callable[[], Launch], inputs_bytes: int) -> float:
-    """Median time of one launch, in a graph that walks over copies of the inputs."""
+    """Median time of one launch, in a graph that walks over copies of the inputs.
+
+    A replay that is not timed goes before: what Python and the driver take to start the timed one
+    passes while the GPU is busy.
+    """
     copies = [make() for _ in range(max(1, min(64, 2 * L2_BYTES // max(inputs_bytes, 1) + 1)))]
     for launch in copies:  # compiles, and lets cuBLAS make its workspace
         launch()
     torch.cuda.synchronize()
-    launches = list(itertools.islice(itertools.cycle(copies), max(len(copies), 8)))
+    count = max(len(copies), 4, min(LAUNCHES, LAUNCHES_BYTES // max(inputs_bytes, 1)))
+    launches = list(itertools.islice(itertools.cycle(copies), count))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for launch in launches:
@@ -41,6 +50,7 @@ def time_us(make: Callable[[], Launch], inputs_bytes: int) -> float:
     times = []
     for _ in range(REPEATS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        graph.replay()
         start.record()
         graph.replay()
         end.record()

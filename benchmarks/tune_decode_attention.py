@@ -31,8 +31,8 @@ RAGGED = (
 )
 PARTS = (264, 396, 528, 792)
 MIN_TOKENS = (128, 256, 512, 1024, 2048)
-KERNELS = ((64, 4, 3), (128, 4, 2))
-WIDE_KERNELS = ((64, 4, 2), (64, 8, 2), (32, 4, 3))
+KERNELS = ((64, 4, 2), (64, 4, 3), (64, 4, 4), (32, 4, 4), (128, 4, 2))
+WIDE_KERNELS = ((32, 4, 3), (32, 4, 4), (64, 4, 2), (64, 4, 3))
 """Of heads of more than 128: tile, warps and stages."""
 SHOWN = 6
 
@@ -55,8 +55,7 @@ def candidates(lengths: list[int], kv_heads: int, head_dim: int) -> Iterator[Spl
     kinds = itertools.product(PARTS, MIN_TOKENS, kernels, (False, True))
     for programs, min_tokens, kernel, merges_apart in kinds:
         splitting = Splitting(min_tokens, programs, False, *kernel, merges_apart)
-        fitted = splitting.fitted(len(lengths) * kv_heads, kv_heads, head_dim)
-        splitting = splitting._replace(parts=fitted.parts)
+        splitting = splitting.fitted(len(lengths), kv_heads)
         least = max(min_tokens, -(-sum(lengths) // splitting.parts))
         pieces = (*(-(-length // least) for length in lengths), *kernel, merges_apart)
         if pieces not in seen:

@@ -275,6 +275,7 @@ def check_rope_and_cache(
     caches = [torch.full((4, 16, kv_heads, head_dim), 7.0, dtype=dtype, device=device)] * 2
     caches = [cache.clone() for cache in caches]
     slots = torch.tensor([17, 63, 30, 31, 2, 48, 49])[:tokens]
+    assert len(slots) == tokens, f"{tokens} tokens for {len(slots)} slots"
     q = op(qkv, cos_sin, *caches, slots.to(device), heads, *weights, 0.1)
 
     split = qkv.cpu().double().view(tokens, -1, head_dim).split([heads, kv_heads, kv_heads], dim=1)

@@ -61,9 +61,9 @@ def decode(
     decode_attention(*args, window=window, max_kv_len=2048, splits=splits, settled=settled)
 
 
-def prefill(heads: int, kv_heads: int, head_dim: int, **options: Any) -> None:
+def prefill(heads: int, kv_heads: int, head_dim: int, tokens: int = 4096, **options: Any) -> None:
     k, v, table, ids = attention_args(heads, kv_heads, head_dim)
-    q, cu_q = torch.empty(64, heads, head_dim, dtype=BF16), torch.zeros(5, dtype=torch.int32)
+    q, cu_q = torch.empty(tokens, heads, head_dim, dtype=BF16), torch.zeros(5, dtype=torch.int32)
     prefill_attention(q, k, v, table, ids, cu_q, ids.clone(), 0.1, **options)
 
 
@@ -118,8 +118,10 @@ CASES: dict[str, Callable[[], object]] = {
     "decode 16/8 x 256, few": lambda: decode(16, 8, 256, seqs=1),
     "decode 14/2 x 64, window": lambda: decode(14, 2, 64, window=4096),
     "prefill 32/8 x 128": lambda: prefill(32, 8, 128),
+    "prefill 32/8 x 128, few": lambda: prefill(32, 8, 128, tokens=64),
     "prefill 32/32 x 96": lambda: prefill(32, 32, 96),
     "prefill 32/32 x 100": lambda: prefill(32, 32, 100),
+    "prefill 32/32 x 100, few": lambda: prefill(32, 32, 100, tokens=64),
     "prefill 16/8 x 256": lambda: prefill(16, 8, 256),
     "prefill 14/2 x 64, window": lambda: prefill(14, 2, 64, window=4096),
     "rope 32/8 x 128": lambda: rope(32, 8, 128, norm=False),

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton")
 
 PER_BLOCK_SHARED_BYTES = 227 * 1024
-MAY_SPILL_BYTES = {"prefill 16/8 x 256": 128}
+MAY_SPILL_BYTES = {"prefill 16/8 x 256": 64}
 """With half the rows a program it spills nothing, and takes twice as long."""
 BEGIN_EARLY = {
     "_batch_layout_kernel",
@@ -45,18 +45,19 @@ def test_every_kernel_fits(report):
 
 def test_prefill_uses_the_tensor_cores_of_a_warpgroup(report):
     prefill = [k for k in report if k["kernel"] == "_prefill_attention_kernel"]
-    assert len(prefill) == 5
+    assert len(prefill) == 7
     for kernel in prefill:
         assert kernel["wgmma"], kernel
 
 
 def test_four_programs_of_decode_attention_fit_on_a_processor_where_there_are_many(report):
-    """A few registers more, and it is three: a quarter slower at 64 x 512."""
+    """A few registers more, and it is three: a seventh slower at 64 x 512."""
     many = [k for k in report if k["case"] in ("decode 32/8 x 128", "decode 32/32 x 96")]
     attention = [kernel for kernel in many if kernel["kernel"] == "_decode_attention_kernel"]
     assert len(attention) == 2
     for kernel in attention:
         assert 4 * 128 * kernel["registers"] <= 65536, kernel
+        assert 4 * kernel["shared_bytes"] <= PER_BLOCK_SHARED_BYTES, kernel
 
 
 def test_a_kernel_that_begins_early_waits_before_it_touches_what_others_write(report):

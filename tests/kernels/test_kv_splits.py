@@ -68,7 +68,17 @@ def test_what_is_fixed_depends_on_the_sequence_alone(device):
     assert [len(own) for own in together] == [3, 15, 1, 1]
 
 
-def test_tiles_are_those_that_leave_fewer_processors_idle():
-    """Of 132: three programs each with tiles of 128, four with tiles of 64."""
-    tiles = {seqs: Splitting.fastest(seqs, 8, 128).tile for seqs in (48, 56, 64, 80, 96, 128)}
-    assert tiles == {48: 128, 56: 64, 64: 64, 80: 128, 96: 128, 128: 64}
+def test_few_programs_are_cut_to_fill_the_device_at_once():
+    """Of 132 processors, with two programs each; not more pieces than that, however they round."""
+    for seqs, kv_len in [(1, 32_768), (2, 9_000), (4, 8_192), (8, 2_048), (16, 1_024), (32, 600)]:
+        splitting = Splitting.fastest(seqs, 8, 128)
+        pieces = cut([kv_len] * seqs, splitting, "cpu")
+        assert 0.7 * 264 <= 8 * sum(map(len, pieces)) <= 264, splitting
+        assert splitting.merges_apart == (seqs <= 16)
+
+
+def test_many_programs_run_as_leaves_fewer_processors_idle():
+    """Of 132: three programs each with two tiles under way, four with one."""
+    seqs = (48, 56, 64, 80, 96, 128)
+    stages = {n: Splitting.fastest(n, 8, 128).stages for n in seqs}
+    assert stages == {48: 3, 56: 2, 64: 2, 80: 3, 96: 3, 128: 2}

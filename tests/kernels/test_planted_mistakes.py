@@ -39,10 +39,7 @@ draw = partial(check_sample, **CPU)
 deep = partial(check_deep_thresholds, **CPU)
 chunks = partial(check_chunks_agree, **CPU)
 
-LAUNCHED_BY = {
-    "_paged": "decode_attention",
-    "kv_splits": "decode_attention",
-}
+LAUNCHED_BY = {"kv_splits": "decode_attention"}
 """An op of each module that only ops import."""
 
 MISTAKES = [
@@ -94,9 +91,13 @@ MISTAKES = [
     ("kv_splits", decode, "piece_ptr + 1, row", "piece_ptr + 1, row * 0"),
     ("kv_splits", windowed, "kv_len - WINDOW", "kv_len - WINDOW - 1"),
     ("kv_splits", windowed, "begin = first +", "begin ="),
-    ("_paged", decode, "+ keys % BLOCK_SIZE)", "+ keys * 0)"),
+    ("decode_attention", decode, "+ keys % BLOCK_SIZE)", "+ keys * 0)"),
+    ("decode_attention", decode, "block_table_ptr, keys + TILE", "block_table_ptr, keys"),
     ("prefill_attention", prefill, "keys[None, :] <= positions", "keys[None, :] < positions"),
-    ("prefill_attention", prefill, "(first_position + 1) // TILE * TILE", "(first_position + TILE) // TILE * TILE"),
+    ("prefill_attention", prefill, "(first_position + 1) // TILE", "(first_position + TILE) // TILE"),
+    ("prefill_attention", prefill, "block_table_ptr, step + 1", "block_table_ptr, step"),
+    ("prefill_attention", prefill, "lane % BLOCK_SIZE", "lane"),
+    ("prefill_attention", prefill, "in_dim & (keys < kv_len)[:, None]", "in_dim"),
     ("prefill_attention", prefill, "acc * shrink[:, None]", "acc"),
     ("prefill_attention", prefill, "positions = kv_len - q_len + query", "positions = query"),
     ("prefill_attention", prefill, "head = kv_head * GROUP + packed % GROUP", "head = kv_head * GROUP"),

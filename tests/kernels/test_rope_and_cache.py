@@ -43,3 +43,12 @@ def test_refuses_a_projection_of_another_size():
     cache = torch.zeros(2, 16, 2, 32)
     with pytest.raises(AssertionError, match="qkv"):
         rope_and_cache(torch.zeros(1, 100), torch.zeros(1, 32), cache, cache, torch.zeros(1), 4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "slots", "named"), [(3, 2, "2 slots"), (2, 3, "2 rows of cos_sin")]
+)
+def test_refuses_tokens_without_a_slot_or_a_position(rows, slots, named):
+    cache, qkv = torch.zeros(2, 16, 2, 32), torch.zeros(3, 8 * 32)
+    with pytest.raises(AssertionError, match=f"{named} for 3 tokens"):
+        rope_and_cache(qkv, torch.zeros(rows, 32), cache, cache, torch.zeros(slots).long(), 4)

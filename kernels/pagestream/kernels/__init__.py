@@ -37,7 +37,7 @@ from .decode_attention import decode_attention
 from .kv_splits import FIXED_SPLITTING, KvSplits, Splitting, kv_splits
 from .linear import linear
 from .linear_silu_mul import linear_silu_mul
-from .prefill_attention import prefill_attention, query_tiles
+from .prefill_attention import QueryTiles, prefill_attention, query_tiles
 from .rms_norm import rms_norm
 from .rope_and_cache import rope_and_cache
 from .sample import SamplingTable, sample
@@ -48,6 +48,7 @@ __all__ = [
     "KvSplits",
     "Layout",
     "Products",
+    "QueryTiles",
     "SamplingTable",
     "Splitting",
     "batch_layout",

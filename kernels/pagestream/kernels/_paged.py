@@ -1,4 +1,4 @@
-"""The layout of the paged KV cache, and reading it: in plain torch, and from Triton.
+"""The layout of the paged KV cache, and reading it in plain torch.
 
 The module knows the cache's layout, [blocks, block_size, kv_heads, head_dim], and nothing of
 attention.
@@ -8,8 +8,6 @@ import warnings
 
 import torch
 from torch import Tensor
-
-from ._triton import tl, triton
 
 
 def cache_slots(blocks: Tensor, positions: Tensor, kv_lens: Tensor, block_size: int) -> Tensor:
@@ -65,16 +63,3 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     assert k_cache.shape[3] == head_dim, f"head_dim {head_dim}, cache {tuple(k_cache.shape)}"
     assert heads % k_cache.shape[2] == 0, f"{heads} heads on {k_cache.shape[2]} kv heads"
     assert q.stride()[1:] == (head_dim, 1), f"q must be contiguous, its strides are {q.stride()}"
-
-
-@triton.jit
-def cache_offsets(
-    block_table_ptr,  # [max_blocks], this sequence's
-    keys,  # [tile], absolute positions
-    inside,  # [tile], which of them exist
-    token_stride,  # kv_heads * head_dim
-    BLOCK_SIZE: tl.constexpr,
-):
-    """Element offsets [tile] of keys in the cache: int64, for a large cache passes 2^31."""
-    block = tl.load(block_table_ptr + keys // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
-    return (block * BLOCK_SIZE + keys % BLOCK_SIZE) * token_stride

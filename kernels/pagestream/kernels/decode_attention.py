@@ -1,9 +1,10 @@
 """Attention of one new token a sequence over its paged cache: bound by bandwidth.
 
 Split-KV, one program a (piece of a context, kv head): the query heads that share a kv head are
-packed in the M axis of one matrix product, and page ids are gathered once a tile. A sequence's only
-piece is its output; several are merged in their order. The module knows nothing of prompts
-(prefill_attention.py), of how contexts are cut (kv_splits.py) nor of how blocks are given out.
+packed in the M axis of one matrix product. Keys and values are on their way some tiles ahead, and
+the ids of their blocks one more. A sequence's only piece is its output; several are merged in their
+order. The module knows nothing of prompts (prefill_attention.py), of how contexts are cut
+(kv_splits.py) nor of how blocks are given out.
 
 Source: Dao et al., "Flash-Decoding for long-context inference" (2023); Kwon et al.,
 "PagedAttention", arXiv:2309.06180; GQA packing as in "The Anatomy of a Triton Attention Kernel",
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._merge_pieces import merge_pieces, merged_pieces
-from ._paged import cache_offsets, cache_slots, check_cache, sampled_product
+from ._paged import cache_slots, check_cache, sampled_product
 from ._triton import (
     LOG2E,
     overlapping_launch,
@@ -179,6 +180,12 @@ def decode_attention(
     return out
 
 
+@triton.jit
+def _blocks(block_table_ptr, keys, end, BLOCK_SIZE: tl.constexpr):
+    """Ids of the blocks that keys [tile] are in, 0 for those that the piece does not have."""
+    return tl.load(block_table_ptr + keys // BLOCK_SIZE, mask=keys < end, other=0)
+
+
 @triton.jit(
     do_not_specialize=["scale_log2e"],
     do_not_specialize_on_alignment=["arrivals_ptr"],
@@ -232,6 +239,9 @@ def _decode_attention_kernel(
     block_table_ptr += row * block_table_stride
     k_cache_ptr += kv_head * HEAD_DIM
     v_cache_ptr += kv_head * HEAD_DIM
+    lane = tl.arange(0, TILE)
+    # A piece that is left over has no bounds.
+    block = _blocks(block_table_ptr, begin + lane, tl.where(splits == 0, begin, end), BLOCK_SIZE)
     if SETTLED:
         wait_for_inputs(PDL)
     if splits == 0:
@@ -249,9 +259,13 @@ def _decode_attention_kernel(
     total = tl.zeros([GROUP_BLOCK], tl.float32)
     acc = tl.zeros([GROUP_BLOCK, DIM_BLOCK], tl.float32)
     for at in range(begin, end, TILE):
-        keys = at + tl.arange(0, TILE)
+        keys = at + lane
         inside = keys < end
-        offsets = cache_offsets(block_table_ptr, keys, inside, token_stride, BLOCK_SIZE)
+        # int64, for a large cache passes 2^31 elements.
+        offsets = (block.to(tl.int64) * BLOCK_SIZE + keys % BLOCK_SIZE) * token_stride
+        # Looked up in place they would hold up the loads, of which only one tile's could be on its
+        # way then.
+        block = _blocks(block_table_ptr, keys + TILE, end, BLOCK_SIZE)
         in_tile = inside[:, None] & in_dim[None, :]
         k = tl.load(k_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)
         v = tl.load(v_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)

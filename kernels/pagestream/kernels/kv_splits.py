@@ -34,7 +34,8 @@ class KvSplits(NamedTuple):
 
     pieces: Tensor
     """[pieces, 5] int32: its sequence, that one's row, the first key and the one behind the last,
-    and how many pieces the sequence has; 0 of those that are left over."""
+    and how many pieces the sequence has; those that are left over have 0 of these, and of the rest
+    whatever was there."""
     places: Tensor
     """[seqs, 2] int32: a sequence's first piece, and how many it has."""
 
@@ -54,7 +55,9 @@ class Splitting(NamedTuple):
     tile: int = 64
     """Keys read at a time."""
     warps: int = 4
-    stages: int = 3
+    stages: int = 2
+    """Tiles on their way at a time, and one: more hide the latency of a program alone, fewer let
+    more programs run beside it."""
     merges_apart: bool = False
     """Whether a kernel of its own merges a sequence's pieces: quicker where contexts are cut. Else
     the program that ends last does, which costs nothing where none is."""
@@ -63,26 +66,30 @@ class Splitting(NamedTuple):
     def fastest(cls, seqs: int, kv_heads: int, head_dim: int) -> "Splitting":
         """Return the splitting that measured fastest for a batch.
 
-        Where there are few programs, shorter pieces make more of them, and more loads in flight
-        hide the latency; where there are many, a piece only costs its own beginning and end.
+        Where programs leave processors idle, contexts are cut so that all together run at once;
+        where there are more, a piece only costs its own beginning and end.
         """
-        programs = seqs * kv_heads
-        splitting = next((split for most, split in _FASTEST if programs <= most), None)
-        if splitting is None:
-            splitting = max(_MANY, key=lambda split: _share_of_waves(programs, split.tile))
-        return splitting.fitted(programs, kv_heads, head_dim)
+        programs, (alone, *crowded) = seqs * kv_heads, _readings(head_dim)
+        at_once, tile, stages = alone
+        if programs <= at_once:
+            apart = programs <= at_once // 2
+            few = cls(128, at_once, tile=tile, stages=stages, merges_apart=apart)
+            return few.fitted(seqs, kv_heads)
+        ways = crowded or [alone]
+        _, tile, stages = max(ways, key=lambda way: _share_of_waves(programs, way.at_once))
+        return _MANY._replace(tile=tile, stages=stages).fitted(seqs, kv_heads)
 
     @classmethod
     def for_many(cls, kv_heads: int, head_dim: int) -> "Splitting":
         """Return one splitting for every batch of many sequences: one kernel to compile."""
-        return _MANY[0].fitted(_MANY[0].parts, kv_heads, head_dim)
+        _, tile, stages = _readings(head_dim)[-1]
+        return _MANY._replace(tile=tile, stages=stages).fitted(_MANY.parts, kv_heads)
 
-    def fitted(self, programs: int, kv_heads: int, head_dim: int) -> "Splitting":
-        """Return this for a batch of `programs`: `parts` are times kv heads here, and not there."""
-        # Rounding gives a sequence up to one piece more than its share: leave room for those.
-        parts = max((self.parts - min(programs, self.parts // 3)) // kv_heads, 1)
-        kernel = {} if head_dim <= 128 else {"tile": 64, "stages": 2}
-        return self._replace(parts=parts, **kernel)
+    def fitted(self, seqs: int, kv_heads: int) -> "Splitting":
+        """Return this for a batch of `seqs`: `parts` are times kv heads here, and not there."""
+        # Rounding gives each sequence but one up to one piece more than its share: leave room.
+        rounding = min((seqs - 1) * kv_heads, self.parts // 3)
+        return self._replace(parts=max((self.parts - rounding) // kv_heads, 1))
 
     def most(self, seqs: int, max_kv_len: int) -> int:
         """Pieces that `seqs` sequences of at most `max_kv_len` tokens can have."""
@@ -95,22 +102,34 @@ class Splitting(NamedTuple):
 FIXED_SPLITTING = Splitting(512, 16, by_sequence=True)
 """For any batch: what a sequence gives alone it gives among others."""
 
-_FASTEST = (
-    # (sequences times kv heads, at most; splitting), measured on an H200, which has 132 processors.
-    # Here `parts` is times kv heads, and counts the pieces that every sequence has anyway.
-    (96, Splitting(128, 396, tile=128, stages=2, merges_apart=True)),
-    (300, Splitting(256, 792, tile=128, stages=2, merges_apart=True)),
-    (396, Splitting(256, 396, tile=128, stages=2)),
-)
-_MANY = (Splitting(2048, 792), Splitting(2048, 792, tile=128, stages=2))
-"""For more: whichever leaves fewer processors idle at the end."""
-_PROGRAMS_AT_ONCE = {64: 4 * 132, 128: 3 * 132}
-"""Programs that an H200 runs at a time, by their tile."""
+_MANY = Splitting(2048, 792)
+"""For more programs than run at once; `parts` is times kv heads."""
 
 
-def _share_of_waves(programs: int, tile: int) -> float:
+class _Reading(NamedTuple):
+    """A way to read pieces, and how many programs an H200 of 132 processors runs at once by it."""
+
+    at_once: int
+    tile: int
+    stages: int
+
+
+_NARROW = (_Reading(4 * 132, 64, 4),)
+_USUAL = (_Reading(2 * 132, 64, 4), _Reading(3 * 132, 64, 3), _Reading(4 * 132, 64, 2))
+_WIDE = (_Reading(2 * 132, 32, 4),)
+_UNALIGNED = (_Reading(3 * 132, 64, 2),)
+"""Heads that are no multiple of 16 bytes come in smaller pieces, which cost registers."""
+
+
+def _readings(head_dim: int) -> tuple[_Reading, ...]:
+    """Ways to read heads of a size, measured on an H200: that of few programs, those of many."""
+    if head_dim % 8:
+        return _UNALIGNED
+    return _NARROW if head_dim <= 64 else _USUAL if head_dim <= 128 else _WIDE
+
+
+def _share_of_waves(programs: int, at_once: int) -> float:
     """How full the device is on average if all programs take the same time."""
-    at_once = _PROGRAMS_AT_ONCE[tile]
     return programs / (-(-programs // at_once) * at_once)
 
 

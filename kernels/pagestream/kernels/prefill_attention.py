@@ -5,9 +5,9 @@ already, and attends to everything before them. One program a (tile of queries, 
 query heads of the kv head packed beside the queries in the M axis; which sequence a tile is of
 stands in a table that is made once a step, so that the grid depends on numbers of tokens alone.
 Key tiles are aligned to position 0, whatever the queries: a token's bits do not depend on how its
-prompt was cut in chunks, nor on what was cached. A first loop runs over the tiles that every query
-of the program sees whole, without masks; a second one over the diagonal. With a window all tiles
-take the second.
+prompt was cut in chunks, nor on what was cached. Keys and values are on their way two tiles ahead,
+and the ids of their blocks one more: looked up in place they would hold up the loop every time.
+Masks are for the tiles of the diagonal; with a window, for all.
 The module knows nothing of decoding (decode_attention.py): a prompt's one-token tail belongs here
 too.
 
@@ -15,11 +15,13 @@ Source: Dao, "FlashAttention-2", arXiv:2307.08691, alg. 1; GQA packing as in "Th
 Triton Attention Kernel", §4.4.
 """
 
+from typing import NamedTuple, Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._paged import cache_offsets, cache_slots, check_cache, gather
+from ._paged import cache_slots, check_cache, gather
 from ._triton import (
     LOG2E,
     overlapping_launch,
@@ -31,10 +33,44 @@ from ._triton import (
 )
 
 _TILE = 64
-_BLOCK_M = 64
-_WIDE_BLOCK_M = 128
-"""Of wide heads: with few rows the reading of keys and values is what takes the time."""
+"""Keys that are attended to at a time: a token's bits hang on it, so it is the same for all."""
 _SEQS_BLOCK = 256
+
+
+class Program(NamedTuple):
+    """What a program of the kernel takes at a time, and with how much."""
+
+    rows: int
+    """Queries times the heads that share a kv head, rounded up."""
+    queries: int
+    warps: int
+    stages: int
+
+    @classmethod
+    def fastest(cls, q: Tensor, kv_heads: int, max_seqs: int) -> Self:
+        """Half as many rows for narrow heads and for few queries; fewer tiles ahead for wide heads.
+
+        Which it is changes no bit of the result.
+        """
+        tokens, heads, head_dim = q.shape
+        group = heads // kv_heads
+        few, wide = tokens * group < 512 * max_seqs, head_dim * q.element_size() > 256
+        if q.element_size() > 2:  # more does not fit into a processor's shared memory
+            rows, warps, stages = 64, 8 if wide else 4, 2
+        elif head_dim <= 64 or (few and not wide):
+            rows, warps, stages = 64, 4, 3
+        else:
+            rows, warps, stages = 128, 8, 2 if wide else 3
+        rows = max(rows, triton.next_power_of_2(group))
+        return cls(rows, rows // group, warps, stages)
+
+
+class QueryTiles(NamedTuple):
+    """The units of `prefill_attention`'s grid."""
+
+    first: Tensor
+    """[tiles, 2] int32: the sequence, and its first query in the tile."""
+    program: Program
 
 
 def prefill_attention_reference(
@@ -106,7 +142,7 @@ def prefill_attention(
     scale: float,
     *,
     window: int | None = None,
-    tiles: Tensor | None = None,
+    tiles: QueryTiles | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Attend each sequence's newest tokens, in the cache already, to all up to themselves.
@@ -121,6 +157,7 @@ def prefill_attention(
     """
     check_cache(q, k_cache, v_cache)
     assert len(cu_q) == len(rows) + 1, f"cu_q has {len(cu_q)} entries for {len(rows)} sequences"
+    assert scale > 0, f"scale {scale}"
     if not runs_kernel(q):
         return prefill_attention_reference(
             q, k_cache, v_cache, block_table, rows, cu_q, kv_lens, scale, window=window, out=out
@@ -129,15 +166,16 @@ def prefill_attention(
     assert out.stride()[1:] == q.stride()[1:], "out must be contiguous"
     (heads, head_dim), kv_heads = q.shape[1:], k_cache.shape[2]
     tiles = query_tiles(q, kv_heads, cu_q) if tiles is None else tiles
-    block_m, block_q = _query_blocks(q, kv_heads)
-    if len(tiles):
-        _prefill_attention_kernel[(len(tiles), kv_heads)](
+    (first, program), count = tiles, len(tiles.first)
+    assert _TILE % k_cache.shape[1] == 0, f"blocks of {k_cache.shape[1]} tokens in tiles of {_TILE}"
+    if count:
+        _prefill_attention_kernel[(count, kv_heads)](
             out,
             q,
             k_cache,
             v_cache,
             block_table,
-            tiles,
+            first,
             rows,
             cu_q,
             kv_lens,
@@ -147,32 +185,35 @@ def prefill_attention(
             block_table.stride(0),
             KV_HEADS=kv_heads,
             GROUP=heads // kv_heads,
-            BLOCK_M=block_m,
-            BLOCK_Q=block_q,
+            BLOCK_M=program.rows,
+            BLOCK_Q=program.queries,
             HEAD_DIM=head_dim,
             DIM_BLOCK=triton.next_power_of_2(head_dim),
             BLOCK_SIZE=k_cache.shape[1],
             WINDOW=window,
             TILE=_TILE,
-            num_warps=8 if _is_wide(q) else 4,
-            num_stages=2,
+            num_warps=program.warps,
+            num_stages=program.stages,
             **overlapping_launch(len(q)),
         )
     return out
 
 
-def query_tiles(q: Tensor, kv_heads: int, cu_q: Tensor, *, max_seqs: int | None = None) -> Tensor:
-    """Cut every sequence's queries in tiles, the units of `prefill_attention`'s grid.
+def query_tiles(
+    q: Tensor, kv_heads: int, cu_q: Tensor, *, max_seqs: int | None = None
+) -> QueryTiles:
+    """Cut every sequence's queries in tiles.
 
-    Shapes: q [tokens, heads, head_dim], cu_q [seqs + 1] int32 -> [tiles, 2] int32: the sequence,
-    and its first query in the tile. There are as many as tokens in at most `max_seqs` sequences
-    (all, unless given) can need; those left over begin behind every query.
+    Shapes: q [tokens, heads, head_dim], cu_q [seqs + 1] int32. There are as many tiles as tokens in
+    at most `max_seqs` sequences (all, unless given) can need; those left over begin behind every
+    query.
     """
-    if not runs_kernel(q):
-        return cu_q.new_empty(0, 2)  # the reference makes its own
     seqs = len(cu_q) - 1
-    _, block_q = _query_blocks(q, kv_heads)
-    count = len(q) // block_q + (seqs if max_seqs is None else max_seqs) if seqs else 0
+    max_seqs = seqs if max_seqs is None else max_seqs
+    program = Program.fastest(q, kv_heads, max_seqs)
+    if not runs_kernel(q):
+        return QueryTiles(cu_q.new_empty(0, 2), program)  # the reference makes its own
+    count = len(q) // program.queries + max_seqs if seqs else 0
     tiles = torch.empty((count, 2), dtype=torch.int32, device=q.device)
     if count:
         _query_tiles_kernel[(seqs + 1,)](
@@ -180,26 +221,12 @@ def query_tiles(q: Tensor, kv_heads: int, cu_q: Tensor, *, max_seqs: int | None 
             cu_q,
             seqs,
             count,
-            BLOCK_Q=block_q,
+            BLOCK_Q=program.queries,
             BLOCK=_SEQS_BLOCK,
             num_warps=1,
             **overlapping_launch(len(q)),
         )
-    return tiles
-
-
-def _query_blocks(q: Tensor, kv_heads: int) -> tuple[int, int]:
-    """Rows of a program, and queries: a query has a row for each head that shares its kv head."""
-    group = q.shape[1] // kv_heads
-    # In fp32 so many rows of wide heads do not fit into a processor's shared memory.
-    rows = _WIDE_BLOCK_M if _is_wide(q) and q.element_size() == 2 else _BLOCK_M
-    block_m = max(rows, triton.next_power_of_2(group))
-    return block_m, block_m // group
-
-
-def _is_wide(q: Tensor) -> bool:
-    """Whether a head takes more than the registers of 4 warps."""
-    return q.shape[2] * q.element_size() > 256
+    return QueryTiles(tiles, program)
 
 
 @triton.jit(do_not_specialize=["seqs", "count"], do_not_specialize_on_alignment=["cu_q_ptr"])
@@ -236,46 +263,35 @@ def _query_tiles_kernel(
 
 
 @triton.jit
+def _blocks(
+    block_table_ptr,  # [max_blocks], this sequence's
+    step,
+    kv_len,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Ids [TILE] of the blocks that the keys of a tile are in, 0 for keys that do not exist."""
+    # The lanes' part of a position is divided apart from the tile's: that is done once a program.
+    lane = tl.arange(0, TILE)
+    first_ptr = block_table_ptr + step * (TILE // BLOCK_SIZE)
+    return tl.load(first_ptr + lane // BLOCK_SIZE, mask=step * TILE + lane < kv_len, other=0)
+
+
+@triton.jit
 def _attend(
     state,  # (top [BLOCK_M], total [BLOCK_M], acc [BLOCK_M, DIM_BLOCK])
-    q,  # [BLOCK_M, DIM_BLOCK]
-    positions,  # [BLOCK_M]
-    at,
-    kv_len,
-    k_cache_ptr,
-    v_cache_ptr,
-    block_table_ptr,
+    scores,  # [BLOCK_M, TILE] fp32, not scaled, -inf where a query must not look
+    v,  # [TILE, DIM_BLOCK]
     scale_log2e,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIM_BLOCK: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    TILE: tl.constexpr,
-    MASKED: tl.constexpr,
+    SEES_SOME: tl.constexpr,
 ):
-    """Fold the tile of keys at `at` into the running softmax."""
+    """Fold a tile of keys into the running softmax."""
     top, total, acc = state
-    keys = at + tl.arange(0, TILE)
-    dims = tl.arange(0, DIM_BLOCK)
-    inside = keys < kv_len
-    offsets = cache_offsets(block_table_ptr, keys, inside, KV_HEADS * HEAD_DIM, BLOCK_SIZE)
-    in_tile = (dims < HEAD_DIM)[None, :]
-    if MASKED:
-        in_tile = in_tile & inside[:, None]
-    k = tl.load(k_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)
-    v = tl.load(v_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2e
-    if MASKED:
-        seen = keys[None, :] <= positions[:, None]
-        if WINDOW is not None:
-            seen = seen & (keys[None, :] > positions[:, None] - WINDOW)
-        scores = tl.where(seen, scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, axis=1))
+    new_top = tl.maximum(top, tl.max(scores, axis=1) * scale_log2e)
     base = new_top
-    if MASKED:  # a query may have seen no key yet
+    if not SEES_SOME:  # a query may have seen no key yet
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
-    weights = tl.exp2(scores - base[:, None])
+    weights = tl.exp2(scores * scale_log2e - base[:, None])
     shrink = tl.exp2(top - base)
     total = total * shrink + tl.sum(weights, axis=1)
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
@@ -333,27 +349,39 @@ def _prefill_attention_kernel(
     first_position = kv_len - q_len + first_query
     positions = kv_len - q_len + query
     end = tl.minimum(first_position + BLOCK_Q, kv_len)
-    begin, masked_from = 0, (first_position + 1) // TILE * TILE
+    begin, masked_from = 0, (first_position + 1) // TILE
     if WINDOW is not None:
-        begin = tl.maximum(first_position + 1 - WINDOW, 0) // TILE * TILE
+        begin = tl.maximum(first_position + 1 - WINDOW, 0) // TILE
         masked_from = begin
     block_table_ptr += tl.load(rows_ptr + seq).to(tl.int64) * block_table_stride
     k_cache_ptr += kv_head * HEAD_DIM
     v_cache_ptr += kv_head * HEAD_DIM
 
+    lane = tl.arange(0, TILE)
+    in_dim = (dims < HEAD_DIM)[None, :]
+    within_block = (lane % BLOCK_SIZE * (KV_HEADS * HEAD_DIM))[:, None] + dims[None, :]
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, DIM_BLOCK], tl.float32)
-    for at in range(begin, masked_from, TILE):
+    block = _blocks(block_table_ptr, begin, kv_len, BLOCK_SIZE, TILE)
+    for step in range(begin, tl.cdiv(end, TILE)):
+        keys = step * TILE + lane
+        # int64, for a large cache passes 2^31 elements.
+        block_at = block.to(tl.int64) * (BLOCK_SIZE * KV_HEADS * HEAD_DIM)
+        at = block_at[:, None] + within_block
+        block = _blocks(block_table_ptr, step + 1, kv_len, BLOCK_SIZE, TILE)
+        k = tl.load(k_cache_ptr + at, mask=in_dim, other=0.0)
+        # Past the last key stands what was there before: even NaN, of weight 0, must not count.
+        v = tl.load(v_cache_ptr + at, mask=in_dim & (keys < kv_len)[:, None], other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if step >= masked_from:
+            seen = keys[None, :] <= positions[:, None]
+            if WINDOW is not None:
+                seen = seen & (keys[None, :] > positions[:, None] - WINDOW)
+            scores = tl.where(seen, scores, float("-inf"))
         top, total, acc = _attend(
-            (top, total, acc), q, positions, at, kv_len, k_cache_ptr, v_cache_ptr, block_table_ptr,
-            scale_log2e, KV_HEADS, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, WINDOW, TILE, MASKED=False,
-        )  # fmt: skip
-    for at in range(masked_from, end, TILE):
-        top, total, acc = _attend(
-            (top, total, acc), q, positions, at, kv_len, k_cache_ptr, v_cache_ptr, block_table_ptr,
-            scale_log2e, KV_HEADS, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, WINDOW, TILE, MASKED=True,
-        )  # fmt: skip
+            (top, total, acc), scores, v, scale_log2e, SEES_SOME=WINDOW is None
+        )
 
     attended = acc / tl.where(total == 0.0, 1.0, total)[:, None]  # padding rows see nothing
     out_at = token[:, None] * out_stride + within

@@ -85,6 +85,8 @@ def rope_and_cache(
     tokens, (kv_heads, head_dim) = len(qkv), k_cache.shape[2:]
     check_layout(k_cache, v_cache)
     assert qkv.shape[1] == (heads + 2 * kv_heads) * head_dim, f"qkv {tuple(qkv.shape)}"
+    assert len(slot_mapping) >= tokens, f"{len(slot_mapping)} slots for {tokens} tokens"
+    assert len(cos_sin) >= tokens, f"{len(cos_sin)} rows of cos_sin for {tokens} tokens"
     rotary_dim = cos_sin.shape[1]
     assert rotary_dim in range(2, head_dim + 1, 2), f"rotary_dim {rotary_dim} of {head_dim}"
     if not runs_kernel(qkv):

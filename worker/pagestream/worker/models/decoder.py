@@ -18,6 +18,7 @@ from torch.nn.functional import embedding
 from pagestream.kernels import (
     KvSplits,
     Products,
+    QueryTiles,
     Splitting,
     decode_attention,
     kv_splits,
@@ -208,7 +209,7 @@ class Attend:
         )
         self.slot_mapping = inputs.slot_mapping
         # Made once a step, for all layers.
-        self.tiles: Tensor | None = None
+        self.tiles: QueryTiles | None = None
         self.splits: dict[int | None, KvSplits] = {}
         for window in dict.fromkeys(spec.windows if inputs.has_decodes else ()):
             self.splits[window] = kv_splits(
