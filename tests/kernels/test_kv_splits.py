@@ -5,7 +5,12 @@ from pagestream.kernels import Splitting, kv_splits
 from pagestream.kernels.kv_splits import ALIGN_TOKENS
 
 LENGTHS = ([1], [0, 5, 0], [2100, 385, 256, 100, 1], [4096] * 3, [128, 32_000], [7] * 1030, [])
-SPLITTINGS = (Splitting(128, 33), Splitting(1024, 4), Splitting(512, 16, by_sequence=True))
+SPLITTINGS = (
+    Splitting(128, 33),
+    Splitting(1024, 4),
+    Splitting(128, 4, finer=3),
+    Splitting(512, 16, by_sequence=True),
+)
 
 on_both_paths = pytest.mark.parametrize(
     "device",
@@ -60,6 +65,18 @@ def test_a_batch_is_shared_out_evenly(device):
 
 
 @on_both_paths
+def test_only_pieces_that_differ_are_cut_finer(device):
+    splitting = Splitting(128, 22, finer=3)
+    assert [len(own) for own in cut([1_000] * 24, splitting, device)] == [1] * 24
+    assert [len(own) for own in cut([1_000, 900] * 12, splitting, device)] == [1] * 24
+    lengths = [1_000 + 40 * i for i in range(24)]
+    pieces = [piece for own in cut(lengths, splitting, device) for piece in own]
+    longest = max(end - begin for begin, end in pieces)
+    assert longest <= -(-sum(lengths) // 66) + ALIGN_TOKENS
+    assert len(pieces) > 66
+
+
+@on_both_paths
 def test_what_is_fixed_depends_on_the_sequence_alone(device):
     splitting = Splitting(512, 16, by_sequence=True)
     together = cut([1025, 9_000, 3, 512], splitting, device)
@@ -75,6 +92,7 @@ def test_few_programs_are_cut_to_fill_the_device_at_once():
         pieces = cut([kv_len] * seqs, splitting, "cpu")
         assert 0.7 * 264 <= 8 * sum(map(len, pieces)) <= 264, splitting
         assert splitting.merges_apart == (seqs <= 16)
+        assert splitting.finer == (1 if seqs <= 16 else 3)
 
 
 def test_many_programs_run_as_leaves_fewer_processors_idle():

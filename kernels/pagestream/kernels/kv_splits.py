@@ -58,6 +58,9 @@ class Splitting(NamedTuple):
     stages: int = 2
     """Tiles on their way at a time, and one: more hide the latency of a program alone, fewer let
     more programs run beside it."""
+    finer: int = 1
+    """So many times the parts there are where the pieces would differ much in length: the short
+    ones then make up for the long ones, one after the other on the same processor."""
     merges_apart: bool = False
     """Whether a kernel of its own merges a sequence's pieces: quicker where contexts are cut. Else
     the program that ends last does, which costs nothing where none is."""
@@ -66,15 +69,16 @@ class Splitting(NamedTuple):
     def fastest(cls, seqs: int, kv_heads: int, head_dim: int) -> "Splitting":
         """Return the splitting that measured fastest for a batch.
 
-        Where programs leave processors idle, contexts are cut so that all together run at once;
-        where there are more, a piece only costs its own beginning and end.
+        Where sequences leave processors idle, they are cut so that all pieces run at once; where
+        there are more, a piece only costs its own beginning and end.
         """
         programs, (alone, *crowded) = seqs * kv_heads, _readings(head_dim)
         at_once, tile, stages = alone
         if programs <= at_once:
-            apart = programs <= at_once // 2
-            few = cls(128, at_once, tile=tile, stages=stages, merges_apart=apart)
-            return few.fitted(seqs, kv_heads)
+            few = cls(128, at_once, tile=tile, stages=stages).fitted(seqs, kv_heads)
+            # Those of few sequences are many pieces each, and so much alike.
+            are_cut = programs <= at_once // 2
+            return few._replace(merges_apart=True) if are_cut else few._replace(finer=3)
         ways = crowded or [alone]
         _, tile, stages = max(ways, key=lambda way: _share_of_waves(programs, way.at_once))
         return _MANY._replace(tile=tile, stages=stages).fitted(seqs, kv_heads)
@@ -96,7 +100,7 @@ class Splitting(NamedTuple):
         each = max(-(-max_kv_len // self.min_tokens), 1)
         if self.by_sequence:
             return seqs * min(each, self.parts)
-        return min(seqs * each, seqs + self.parts)
+        return min(seqs * each, seqs + self.parts * self.finer)
 
 
 FIXED_SPLITTING = Splitting(512, 16, by_sequence=True)
@@ -114,7 +118,7 @@ class _Reading(NamedTuple):
     stages: int
 
 
-_NARROW = (_Reading(4 * 132, 64, 4),)
+_NARROW = (_Reading(4 * 132, 64, 4), _Reading(4 * 132, 64, 4), _Reading(5 * 132, 64, 3))
 _USUAL = (_Reading(2 * 132, 64, 4), _Reading(3 * 132, 64, 3), _Reading(4 * 132, 64, 2))
 _WIDE = (_Reading(2 * 132, 32, 4),)
 _UNALIGNED = (_Reading(3 * 132, 64, 2),)
@@ -140,10 +144,16 @@ def kv_splits_reference(
     first = torch.zeros_like(kv_lens) if window is None else (kv_lens - window).clamp(min=0)
     span = kv_lens - first
     shared = span if splitting.by_sequence else span.sum()
-    least = (-(-shared // splitting.parts)).clamp(min=splitting.min_tokens)
-    splits = -(-span // least)
-    tokens = -(-span // (splits.clamp(min=1) * ALIGN_TOKENS)) * ALIGN_TOKENS
-    splits = -(-span // tokens.clamp(min=1))
+
+    def cut(parts: int) -> tuple[Tensor, Tensor]:
+        least = (-(-shared // parts)).clamp(min=splitting.min_tokens)
+        splits = -(-span // least)
+        tokens = -(-span // (splits.clamp(min=1) * ALIGN_TOKENS)) * ALIGN_TOKENS
+        return -(-span // tokens.clamp(min=1)), tokens
+
+    splits, tokens = cut(splitting.parts)
+    if len(span) and 4 * tokens.max() * splits.sum() > 5 * span.sum():
+        splits, tokens = cut(splitting.parts * splitting.finer)
     place = splits.cumsum(0) - splits
     most = splitting.most(len(rows), max_kv_len)
     pieces = torch.zeros(most, 5, dtype=torch.int32, device=rows.device)
@@ -178,6 +188,7 @@ def kv_splits(
             count,
             splitting.min_tokens,
             splitting.parts,
+            splitting.finer,
             BY_SEQUENCE=splitting.by_sequence,
             WINDOW=window,
             ALIGN=ALIGN_TOKENS,
@@ -187,8 +198,17 @@ def kv_splits(
     return KvSplits(pieces, places)
 
 
+@triton.jit
+def _cut(span, shared, parts, min_tokens, ALIGN: tl.constexpr):
+    """Return how many pieces each context of `span` tokens gets, and how long they are."""
+    least = tl.maximum(tl.cdiv(shared, parts), min_tokens)
+    splits = tl.cdiv(span, least)
+    tokens = tl.cdiv(span, tl.maximum(splits, 1) * ALIGN) * ALIGN
+    return tl.cdiv(span, tl.maximum(tokens, 1)), tokens
+
+
 @triton.jit(
-    do_not_specialize=["seqs", "count", "min_tokens", "parts"],
+    do_not_specialize=["seqs", "count", "min_tokens", "parts", "finer"],
     do_not_specialize_on_alignment=["rows_ptr", "kv_lens_ptr"],
 )
 def _kv_splits_kernel(
@@ -200,6 +220,7 @@ def _kv_splits_kernel(
     count,
     min_tokens,
     parts,
+    finer,
     BY_SEQUENCE: tl.constexpr,
     WINDOW: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -219,10 +240,10 @@ def _kv_splits_kernel(
     shared = span
     if not BY_SEQUENCE:
         shared = tl.zeros_like(span) + tl.sum(span, axis=0)
-    least = tl.maximum(tl.cdiv(shared, parts), min_tokens)
-    splits = tl.cdiv(span, least)
-    tokens = tl.cdiv(span, tl.maximum(splits, 1) * ALIGN) * ALIGN
-    splits = tl.cdiv(span, tl.maximum(tokens, 1))
+    splits, tokens = _cut(span, shared, parts, min_tokens, ALIGN)
+    longest, count_even = tl.max(tokens, axis=0).to(tl.int64), tl.sum(splits, axis=0)
+    if 4 * longest * count_even > 5 * tl.sum(span, axis=0):
+        splits, tokens = _cut(span, shared, parts * finer, min_tokens, ALIGN)
     place = tl.cumsum(splits, axis=0) - splits
     tl.store(places_ptr + seq * 2, place, mask=seq < seqs)
     tl.store(places_ptr + seq * 2 + 1, splits, mask=seq < seqs)
