@@ -1,9 +1,9 @@
-"""Compile every kernel for sm_90a as the ops launch it, on a machine without a GPU, and report on
-it.
+"""Compile every kernel for a GPU as the ops launch it, on a machine without one, and report on it.
 
 The ops run on CPU tensors of the shapes below; each launch is compiled instead (same constants,
 warps, stages and argument specialisations) and assembled by Triton's ptxas. Run as a script,
-because a failed assertion inside LLVM ends the process: `compile_probe.py` prints one JSON list.
+because a failed assertion inside LLVM ends the process: `compile_probe.py 90 232448` (compute
+capability, bytes of shared memory that a program may have) prints one JSON list.
 """
 
 import json
@@ -118,6 +118,7 @@ CASES: dict[str, Callable[[], object]] = {
     "decode 16/8 x 256, few": lambda: decode(16, 8, 256, seqs=1),
     "decode 14/2 x 64, window": lambda: decode(14, 2, 64, window=4096),
     "prefill 32/8 x 128": lambda: prefill(32, 8, 128),
+    "prefill 32/8 x 128, window": lambda: prefill(32, 8, 128, window=4096),
     "prefill 32/8 x 128, few": lambda: prefill(32, 8, 128, tokens=64),
     "prefill 32/32 x 96": lambda: prefill(32, 32, 96),
     "prefill 32/32 x 100": lambda: prefill(32, 32, 100),
@@ -139,15 +140,16 @@ CASES: dict[str, Callable[[], object]] = {
 }
 
 
-def resources(kernel: Any) -> dict[str, Any]:
+def resources(kernel: Any, capability: int) -> dict[str, Any]:
     """What ptxas says of a compiled kernel."""
+    arch = f"sm_{capability}{'a' if capability == 90 else ''}"
     with tempfile.NamedTemporaryFile(suffix=".ptx") as ptx:
         ptx.write(kernel.asm["ptx"].encode())
         ptx.flush()
         command = [
             triton.knobs.nvidia.ptxas.path,
             "-v",
-            "-arch=sm_90a",
+            f"-arch={arch}",
             ptx.name,
             "-o",
             "/dev/null",
@@ -173,7 +175,8 @@ def resources(kernel: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    target = GPUTarget("cuda", 90, 32)
+    capability, shared_bytes = map(int, sys.argv[1:])
+    target = GPUTarget("cuda", capability, 32)
     triton.runtime.driver.set_active(
         SimpleNamespace(
             get_current_target=lambda: target,
@@ -189,11 +192,12 @@ def main() -> None:
 
     JITFunction.run = compile_only
     _triton.KERNELS_ON_CPU = True
+    _triton._shared_bytes = lambda device: shared_bytes
     report = []
     for case, launch in CASES.items():
         compiled.clear()
         launch()
-        report += [{"case": case, **resources(kernel)} for kernel in compiled]
+        report += [{"case": case, **resources(kernel, capability)} for kernel in compiled]
     json.dump(report, sys.stdout)
 
 

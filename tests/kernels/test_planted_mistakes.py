@@ -35,6 +35,7 @@ decode = partial(check_decode, kv_lens=[1, 50, 2100], heads=6, kv_heads=2, head_
 windowed = partial(decode, window=40)
 prefill = partial(check_prefill, lens=[(1, 1), (70, 150)], heads=6, kv_heads=2, head_dim=32, **CPU)
 windowed_prefill = partial(prefill, window=40)
+wider_prefill = partial(prefill, window=100)
 draw = partial(check_sample, **CPU)
 deep = partial(check_deep_thresholds, **CPU)
 chunks = partial(check_chunks_agree, **CPU)
@@ -103,6 +104,7 @@ MISTAKES = [
     ("prefill_attention", prefill, "head = kv_head * GROUP + packed % GROUP", "head = kv_head * GROUP"),
     ("prefill_attention", windowed_prefill, "positions[:, None] - WINDOW", "positions[:, None] - WINDOW - 1"),
     ("prefill_attention", windowed_prefill, "first_position + 1 - WINDOW, 0)", "first_position + 20, 0)"),
+    ("prefill_attention", wider_prefill, "tl.maximum(end - WINDOW, 0)", "tl.maximum(end - TILE - WINDOW, 0)"),
     ("sample", draw, "first + 0x165667B1", "first"),
     ("sample", draw, "h ^= h >> 13", "h ^= h >> 12"),
     ("sample", draw, "x = x * (1.0 / temperature) +", "x = x +"),

@@ -22,7 +22,7 @@ def test_wide_heads(device, dtype):
 
 
 @on_every_path
-@pytest.mark.parametrize("window", [1, 16, 70, 500])
+@pytest.mark.parametrize("window", [1, 16, 70, 100, 500])
 def test_window(device, dtype, window):
     check_prefill(prefill_attention, [(1, 1), (100, 161)], 4, 2, 32, device, dtype, window)
 

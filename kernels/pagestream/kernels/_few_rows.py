@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ._triton import (
+    fitting_tiles,
     overlapping_launch,
     runs_kernel,
     start_dependents,
@@ -90,6 +91,9 @@ def few_rows(
     # What is asked for ahead is in runs of 16 bytes.
     aligned = weight.data_ptr() % 16 == 0 and weight.stride(0) % 8 == 0
     grid = (triton.cdiv(rows, rows_block), triton.cdiv(outputs, tile.outputs))
+    operand_rows = rows_block + tile.outputs * (2 if gated else 1)
+    tile_bytes = operand_rows * tile.inputs * x.element_size()
+    tiles = fitting_tiles(tile.stages - 1, tile_bytes, 0, x.device)
     _few_rows_kernel[grid](
         out,
         x,
@@ -108,7 +112,7 @@ def few_rows(
         GATED=gated,
         HAS_BIAS=bias is not None,
         num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_stages=1 + tiles,
         **overlapping_launch(rows),
     )
     return out

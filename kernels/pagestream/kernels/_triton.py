@@ -8,6 +8,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 
@@ -87,6 +88,24 @@ def overlapping_launch(rows: int) -> dict[str, bool]:
     return {"PDL": True, "launch_pdl": True} if early else {"PDL": False}
 
 
+HOPPER_SHARED_BYTES = 227 << 10
+"""Of a processor's shared memory what one program may have, on the GPUs that all is tuned for."""
+
+
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    """The same on this GPU; a consumer's has 99 KiB."""
+    if device.type != "cuda":
+        return HOPPER_SHARED_BYTES
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    return properties["max_shared_mem"]
+
+
+def fitting_tiles(tiles: int, tile_bytes: int, kept_bytes: int, device: torch.device) -> int:
+    """At most `tiles` that a program has shared memory for, beside what it keeps; at least one."""
+    return max(min(tiles, (_shared_bytes(device) - kept_bytes) // tile_bytes), 1)
+
+
 @triton.jit
 def start_dependents(PDL: tl.constexpr):
     """Let the next kernel take the SMs' free places; it waits for this one by itself."""
@@ -102,8 +121,10 @@ def wait_for_inputs(PDL: tl.constexpr):
 
 
 __all__ = [
+    "HOPPER_SHARED_BYTES",
     "KERNELS_ON_CPU",
     "LOG2E",
+    "fitting_tiles",
     "overlapping_launch",
     "runs_kernel",
     "start_dependents",

@@ -19,6 +19,7 @@ from ._merge_pieces import merge_pieces, merged_pieces
 from ._paged import cache_slots, check_cache, sampled_product
 from ._triton import (
     LOG2E,
+    fitting_tiles,
     overlapping_launch,
     runs_kernel,
     start_dependents,
@@ -134,6 +135,10 @@ def decode_attention(
         splits = kv_splits(rows, kv_lens, splitting, max_kv_len, window)
     pieces, dim_block = len(splits.pieces), triton.next_power_of_2(head_dim)
     group = triton.next_power_of_2(heads // kv_heads)
+    row_bytes = dim_block * q.element_size()
+    tiles = fitting_tiles(
+        splitting.stages - 1, 2 * splitting.tile * row_bytes, 64 * row_bytes, q.device
+    )
     are_cut = pieces > seqs
     places = (pieces if are_cut else 0, heads)
     partial = torch.empty((*places, head_dim), dtype=torch.float32, device=q.device)
@@ -172,7 +177,7 @@ def decode_attention(
             MERGES_APART=splitting.merges_apart,
             SETTLED=settled,
             num_warps=splitting.warps,
-            num_stages=splitting.stages,
+            num_stages=1 + tiles,
             **overlapping_launch(len(q)),
         )
     if are_cut and splitting.merges_apart:

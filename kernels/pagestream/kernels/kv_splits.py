@@ -56,8 +56,8 @@ class Splitting(NamedTuple):
     """Keys read at a time."""
     warps: int = 4
     stages: int = 2
-    """Tiles on their way at a time, and one: more hide the latency of a program alone, fewer let
-    more programs run beside it."""
+    """One more than the tiles that are on their way at a time: many hide the latency of a program
+    alone, few let more programs run beside it."""
     finer: int = 1
     """So many times the parts there are where the pieces would differ much in length: the short
     ones then make up for the long ones, one after the other on the same processor."""

@@ -7,7 +7,7 @@ stands in a table that is made once a step, so that the grid depends on numbers 
 Key tiles are aligned to position 0, whatever the queries: a token's bits do not depend on how its
 prompt was cut in chunks, nor on what was cached. Keys and values are on their way two tiles ahead,
 and the ids of their blocks one more: looked up in place they would hold up the loop every time.
-Masks are for the tiles of the diagonal; with a window, for all.
+Masks are for tiles that some query does not see whole: the diagonal, and where a window ends.
 The module knows nothing of decoding (decode_attention.py): a prompt's one-token tail belongs here
 too.
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from ._paged import cache_slots, check_cache, gather
 from ._triton import (
     LOG2E,
+    fitting_tiles,
     overlapping_launch,
     runs_kernel,
     start_dependents,
@@ -61,8 +62,14 @@ class Program(NamedTuple):
             rows, warps, stages = 64, 4, 3
         else:
             rows, warps, stages = 128, 8, 2 if wide else 3
+        row_bytes = triton.next_power_of_2(head_dim) * q.element_size()
+
+        def fitting(rows: int) -> int:
+            return fitting_tiles(stages, 2 * _TILE * row_bytes, rows * row_bytes, q.device)
+
+        rows = rows if fitting(rows) > 1 else 64
         rows = max(rows, triton.next_power_of_2(group))
-        return cls(rows, rows // group, warps, stages)
+        return cls(rows, rows // group, warps, fitting(rows))
 
 
 class QueryTiles(NamedTuple):
@@ -349,10 +356,10 @@ def _prefill_attention_kernel(
     first_position = kv_len - q_len + first_query
     positions = kv_len - q_len + query
     end = tl.minimum(first_position + BLOCK_Q, kv_len)
-    begin, masked_from = 0, (first_position + 1) // TILE
+    begin, seen_by_all, diagonal = 0, 0, (first_position + 1) // TILE
     if WINDOW is not None:
         begin = tl.maximum(first_position + 1 - WINDOW, 0) // TILE
-        masked_from = begin
+        seen_by_all = tl.cdiv(tl.maximum(end - WINDOW, 0), TILE)
     block_table_ptr += tl.load(rows_ptr + seq).to(tl.int64) * block_table_stride
     k_cache_ptr += kv_head * HEAD_DIM
     v_cache_ptr += kv_head * HEAD_DIM
@@ -374,7 +381,10 @@ def _prefill_attention_kernel(
         # Past the last key stands what was there before: even NaN, of weight 0, must not count.
         v = tl.load(v_cache_ptr + at, mask=in_dim & (keys < kv_len)[:, None], other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        if step >= masked_from:
+        has_unseen = step >= diagonal
+        if WINDOW is not None:
+            has_unseen = has_unseen | (step < seen_by_all)
+        if has_unseen:
             seen = keys[None, :] <= positions[:, None]
             if WINDOW is not None:
                 seen = seen & (keys[None, :] > positions[:, None] - WINDOW)
