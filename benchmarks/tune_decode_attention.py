@@ -54,7 +54,11 @@ def candidates(lengths: list[int], kv_heads: int, head_dim: int) -> Iterator[Spl
     kernels = KERNELS if head_dim <= 128 else WIDE_KERNELS
     kinds = itertools.product(PARTS, MIN_TOKENS, kernels, (False, True))
     for programs, min_tokens, kernel, merges_apart in kinds:
-        splitting = Splitting(min_tokens, programs, False, *kernel, merges_apart)
+        tile, warps, stages = kernel
+        splitting = Splitting(
+            *(min_tokens, programs), tile=tile, warps=warps, stages=stages,
+            merges_apart=merges_apart,
+        )  # fmt: skip
         splitting = splitting.fitted(len(lengths), kv_heads)
         least = max(min_tokens, -(-sum(lengths) // splitting.parts))
         pieces = (*(-(-length // least) for length in lengths), *kernel, merges_apart)

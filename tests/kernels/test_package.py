@@ -11,8 +11,23 @@ WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None
 import torch
-from pagestream.kernels import silu_mul
+from pagestream.kernels import (
+    Splitting, batch_layout, decode_attention, kv_splits, linear, linear_silu_mul,
+    prefill_attention, query_tiles, rms_norm, rope_and_cache, silu_mul,
+)
 assert silu_mul(torch.zeros(2, 8)).shape == (2, 4)
+assert linear(torch.zeros(2, 8), torch.zeros(4, 8)).shape == (2, 4)
+assert linear_silu_mul(torch.zeros(2, 8), torch.zeros(8, 8)).shape == (2, 4)
+assert rms_norm(torch.zeros(2, 8), torch.ones(8), 1e-6)[0].shape == (2, 8)
+q, k, v, slots = torch.zeros(2, 4, 8), *torch.zeros(2, 3, 16, 2, 8), torch.tensor([16, 17])
+assert rope_and_cache(torch.zeros(2, 64), torch.zeros(2, 8), k, v, slots, 4).shape == q.shape
+table, ids, cu_q, lens = (torch.tensor(x).int() for x in ([[1]], [0], [0, 2], [2]))
+tiles = query_tiles(q, 2, cu_q)
+assert prefill_attention(q, k, v, table, ids, cu_q, lens, 0.5, tiles=tiles).shape == q.shape
+splits = kv_splits(ids, lens, Splitting.fastest(1, 2, 8), 2)
+decoded = decode_attention(q[:1], k, v, table, ids, lens, 0.5, max_kv_len=2, splits=splits)
+assert decoded.shape == (1, 4, 8)
+assert batch_layout(ids, ids, cu_q, lens.new_zeros(2), ids, ids, table, 16)
 
 from pagestream.kernels._triton import runs_kernel
 class OnGpu:

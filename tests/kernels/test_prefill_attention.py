@@ -28,8 +28,10 @@ def test_window(device, dtype, window):
 
 
 @on_every_path
-def test_more_query_tiles_than_one(device, dtype):
-    check_prefill(prefill_attention, [(200, 210), (70, 70)], 2, 1, 32, device, dtype)
+@pytest.mark.parametrize(("heads", "head_dim"), [(2, 32), (4, 96), (4, 128)])
+def test_more_query_tiles_than_one(device, dtype, heads, head_dim):
+    lens = [(200, 210), (70, 70)]
+    check_prefill(prefill_attention, lens, heads, 1, head_dim, device, dtype)
 
 
 def attend(q, cache, members, q_lens, window=None):
@@ -85,13 +87,14 @@ def test_a_sequence_knows_no_other_sequence(heads, kv_heads, window):
 )
 @pytest.mark.parametrize(("window", "head_dim"), [(None, 32), (50, 32), (None, 128), (None, 256)])
 def test_bits_do_not_depend_on_the_chunks(device, dtype, window, head_dim):
-    cache = paged([150], 1, head_dim, dtype, device)
-    q = randn(150, 2, head_dim, dtype=dtype, device=device, seed=1)
-    whole = attend(q, cache, [0], [150], window)
+    # So many at once that programs take more rows than for a chunk.
+    cache = paged([300], 1, head_dim, dtype, device)
+    q = randn(300, 2, head_dim, dtype=dtype, device=device, seed=1)
+    whole = attend(q, cache, [0], [300], window)
     # In the interpreter products are numpy's, whose bits may depend on a row's place in its tile.
     tolerance = 1e-6 if KERNELS_ON_CPU else 0.0
     begin = 0
-    for tokens in (1, 69, 64, 16):
+    for tokens in (1, 69, 64, 166):
         end = begin + tokens
         part = cache._replace(kv_lens=cache.kv_lens * 0 + end)
         got = attend(q[begin:end], part, [0], [tokens], window)

@@ -1,4 +1,4 @@
-"""The layout of the paged KV cache, and reading it in plain torch.
+"""Reading the paged KV cache, for both attention ops: in plain torch, and from Triton.
 
 The module knows the cache's layout, [blocks, block_size, kv_heads, head_dim], and nothing of
 attention.
@@ -8,6 +8,8 @@ import warnings
 
 import torch
 from torch import Tensor
+
+from ._triton import tl, triton
 
 
 def cache_slots(blocks: Tensor, positions: Tensor, kv_lens: Tensor, block_size: int) -> Tensor:
@@ -63,3 +65,13 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     assert k_cache.shape[3] == head_dim, f"head_dim {head_dim}, cache {tuple(k_cache.shape)}"
     assert heads % k_cache.shape[2] == 0, f"{heads} heads on {k_cache.shape[2]} kv heads"
     assert q.stride()[1:] == (head_dim, 1), f"q must be contiguous, its strides are {q.stride()}"
+
+
+@triton.jit
+def block_ids(block_table_ptr, keys, inside, BLOCK_SIZE: tl.constexpr):
+    """Ids of the blocks that keys [tile] are in, 0 for those that are not `inside`.
+
+    A loop looks them up a tile before it loads keys: in place they would hold up the loads, of
+    which only one tile's could be on its way then.
+    """
+    return tl.load(block_table_ptr + keys // BLOCK_SIZE, mask=inside, other=0)

@@ -88,7 +88,7 @@ def overlapping_launch(rows: int) -> dict[str, bool]:
     return {"PDL": True, "launch_pdl": True} if early else {"PDL": False}
 
 
-HOPPER_SHARED_BYTES = 227 << 10
+_HOPPER_SHARED_BYTES = 227 << 10
 """Of a processor's shared memory what one program may have, on the GPUs that all is tuned for."""
 
 
@@ -96,7 +96,7 @@ HOPPER_SHARED_BYTES = 227 << 10
 def _shared_bytes(device: torch.device) -> int:
     """The same on this GPU; a consumer's has 99 KiB."""
     if device.type != "cuda":
-        return HOPPER_SHARED_BYTES
+        return _HOPPER_SHARED_BYTES
     properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
     return properties["max_shared_mem"]
 
@@ -121,7 +121,6 @@ def wait_for_inputs(PDL: tl.constexpr):
 
 
 __all__ = [
-    "HOPPER_SHARED_BYTES",
     "KERNELS_ON_CPU",
     "LOG2E",
     "fitting_tiles",

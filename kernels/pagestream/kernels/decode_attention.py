@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._merge_pieces import merge_pieces, merged_pieces
-from ._paged import cache_slots, check_cache, sampled_product
+from ._paged import block_ids, cache_slots, check_cache, sampled_product
 from ._triton import (
     LOG2E,
     fitting_tiles,
@@ -185,12 +185,6 @@ def decode_attention(
     return out
 
 
-@triton.jit
-def _blocks(block_table_ptr, keys, end, BLOCK_SIZE: tl.constexpr):
-    """Ids of the blocks that keys [tile] are in, 0 for those that the piece does not have."""
-    return tl.load(block_table_ptr + keys // BLOCK_SIZE, mask=keys < end, other=0)
-
-
 @triton.jit(
     do_not_specialize=["scale_log2e"],
     do_not_specialize_on_alignment=["arrivals_ptr"],
@@ -245,8 +239,7 @@ def _decode_attention_kernel(
     k_cache_ptr += kv_head * HEAD_DIM
     v_cache_ptr += kv_head * HEAD_DIM
     lane = tl.arange(0, TILE)
-    # A piece that is left over has no bounds.
-    block = _blocks(block_table_ptr, begin + lane, tl.where(splits == 0, begin, end), BLOCK_SIZE)
+    block = block_ids(block_table_ptr, begin + lane, begin + lane < end, BLOCK_SIZE)
     if SETTLED:
         wait_for_inputs(PDL)
     if splits == 0:
@@ -268,9 +261,7 @@ def _decode_attention_kernel(
         inside = keys < end
         # int64, for a large cache passes 2^31 elements.
         offsets = (block.to(tl.int64) * BLOCK_SIZE + keys % BLOCK_SIZE) * token_stride
-        # Looked up in place they would hold up the loads, of which only one tile's could be on its
-        # way then.
-        block = _blocks(block_table_ptr, keys + TILE, end, BLOCK_SIZE)
+        block = block_ids(block_table_ptr, keys + TILE, keys + TILE < end, BLOCK_SIZE)
         in_tile = inside[:, None] & in_dim[None, :]
         k = tl.load(k_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)
         v = tl.load(v_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)

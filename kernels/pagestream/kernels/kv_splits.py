@@ -34,8 +34,7 @@ class KvSplits(NamedTuple):
 
     pieces: Tensor
     """[pieces, 5] int32: its sequence, that one's row, the first key and the one behind the last,
-    and how many pieces the sequence has; those that are left over have 0 of these, and of the rest
-    whatever was there."""
+    and how many pieces the sequence has; 0 of those that are left over, which hold no key."""
     places: Tensor
     """[seqs, 2] int32: a sequence's first piece, and how many it has."""
 
@@ -72,21 +71,20 @@ class Splitting(NamedTuple):
         Where sequences leave processors idle, they are cut so that all pieces run at once; where
         there are more, a piece only costs its own beginning and end.
         """
-        programs, (alone, *crowded) = seqs * kv_heads, _readings(head_dim)
-        at_once, tile, stages = alone
+        programs, ways = seqs * kv_heads, _ways(head_dim)
+        at_once, tile, stages = ways.few
         if programs <= at_once:
             few = cls(128, at_once, tile=tile, stages=stages).fitted(seqs, kv_heads)
             # Those of few sequences are many pieces each, and so much alike.
             are_cut = programs <= at_once // 2
             return few._replace(merges_apart=True) if are_cut else few._replace(finer=3)
-        ways = crowded or [alone]
-        _, tile, stages = max(ways, key=lambda way: _share_of_waves(programs, way.at_once))
+        _, tile, stages = max(ways.many, key=lambda way: _share_of_waves(programs, way.at_once))
         return _MANY._replace(tile=tile, stages=stages).fitted(seqs, kv_heads)
 
     @classmethod
     def for_many(cls, kv_heads: int, head_dim: int) -> "Splitting":
         """Return one splitting for every batch of many sequences: one kernel to compile."""
-        _, tile, stages = _readings(head_dim)[-1]
+        _, tile, stages = _ways(head_dim).many[-1]
         return _MANY._replace(tile=tile, stages=stages).fitted(_MANY.parts, kv_heads)
 
     def fitted(self, seqs: int, kv_heads: int) -> "Splitting":
@@ -110,7 +108,7 @@ _MANY = Splitting(2048, 792)
 """For more programs than run at once; `parts` is times kv heads."""
 
 
-class _Reading(NamedTuple):
+class _Way(NamedTuple):
     """A way to read pieces, and how many programs an H200 of 132 processors runs at once by it."""
 
     at_once: int
@@ -118,18 +116,26 @@ class _Reading(NamedTuple):
     stages: int
 
 
-_NARROW = (_Reading(4 * 132, 64, 4), _Reading(4 * 132, 64, 4), _Reading(5 * 132, 64, 3))
-_USUAL = (_Reading(2 * 132, 64, 4), _Reading(3 * 132, 64, 3), _Reading(4 * 132, 64, 2))
-_WIDE = (_Reading(2 * 132, 32, 4),)
-_UNALIGNED = (_Reading(3 * 132, 64, 2),)
-"""Heads that are no multiple of 16 bytes come in smaller pieces, which cost registers."""
+class _Ways(NamedTuple):
+    """Those that measured fastest for heads of a size on an H200."""
+
+    few: _Way
+    """Where all programs run at once."""
+    many: tuple[_Way, ...]
+    """Else: whichever leaves fewer processors idle at the end."""
 
 
-def _readings(head_dim: int) -> tuple[_Reading, ...]:
-    """Ways to read heads of a size, measured on an H200: that of few programs, those of many."""
-    if head_dim % 8:
-        return _UNALIGNED
-    return _NARROW if head_dim <= 64 else _USUAL if head_dim <= 128 else _WIDE
+def _ways(head_dim: int) -> _Ways:
+    if head_dim % 8:  # no multiple of 16 bytes: comes in smaller pieces, which cost registers
+        way = _Way(3 * 132, 64, 2)
+        return _Ways(way, (way,))
+    if head_dim <= 64:
+        way = _Way(4 * 132, 64, 4)
+        return _Ways(way, (way, _Way(5 * 132, 64, 3)))
+    if head_dim <= 128:
+        return _Ways(_Way(2 * 132, 64, 4), (_Way(3 * 132, 64, 3), _Way(4 * 132, 64, 2)))
+    way = _Way(2 * 132, 32, 4)
+    return _Ways(way, (way,))
 
 
 def _share_of_waves(programs: int, at_once: int) -> float:
@@ -242,7 +248,7 @@ def _kv_splits_kernel(
         shared = tl.zeros_like(span) + tl.sum(span, axis=0)
     splits, tokens = _cut(span, shared, parts, min_tokens, ALIGN)
     longest, count_even = tl.max(tokens, axis=0).to(tl.int64), tl.sum(splits, axis=0)
-    if 4 * longest * count_even > 5 * tl.sum(span, axis=0):
+    if 4 * longest * count_even > 5 * tl.sum(span, axis=0).to(tl.int64):
         splits, tokens = _cut(span, shared, parts * finer, min_tokens, ALIGN)
     place = tl.cumsum(splits, axis=0) - splits
     tl.store(places_ptr + seq * 2, place, mask=seq < seqs)
@@ -257,4 +263,5 @@ def _kv_splits_kernel(
         tl.store(piece_ptr + 3, tl.minimum(begin + tokens, kv_len), mask=inside)
         tl.store(piece_ptr + 4, splits, mask=inside)
     for at in range(tl.sum(splits, axis=0), count, SEQS_BLOCK):
-        tl.store(pieces_ptr + (at + seq) * 5 + 4, 0, mask=at + seq < count)
+        for field in tl.static_range(2, 5):
+            tl.store(pieces_ptr + (at + seq) * 5 + field, 0, mask=at + seq < count)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._paged import cache_slots, check_cache, gather
+from ._paged import block_ids, cache_slots, check_cache, gather
 from ._triton import (
     LOG2E,
     fitting_tiles,
@@ -63,13 +63,12 @@ class Program(NamedTuple):
         else:
             rows, warps, stages = 128, 8, 2 if wide else 3
         row_bytes = triton.next_power_of_2(head_dim) * q.element_size()
-
-        def fitting(rows: int) -> int:
-            return fitting_tiles(stages, 2 * _TILE * row_bytes, rows * row_bytes, q.device)
-
-        rows = rows if fitting(rows) > 1 else 64
+        tile_bytes = 2 * _TILE * row_bytes
+        if fitting_tiles(2, tile_bytes, rows * row_bytes, q.device) < 2:
+            rows = 64
         rows = max(rows, triton.next_power_of_2(group))
-        return cls(rows, rows // group, warps, fitting(rows))
+        stages = fitting_tiles(stages, tile_bytes, rows * row_bytes, q.device)
+        return cls(rows, rows // group, warps, stages)
 
 
 class QueryTiles(NamedTuple):
@@ -77,7 +76,8 @@ class QueryTiles(NamedTuple):
 
     first: Tensor
     """[tiles, 2] int32: the sequence, and its first query in the tile."""
-    program: Program
+    program: Program | None
+    """None where the reference serves, which makes its own tiles."""
 
 
 def prefill_attention_reference(
@@ -174,6 +174,7 @@ def prefill_attention(
     (heads, head_dim), kv_heads = q.shape[1:], k_cache.shape[2]
     tiles = query_tiles(q, kv_heads, cu_q) if tiles is None else tiles
     (first, program), count = tiles, len(tiles.first)
+    assert program is not None, "tiles that were made for the reference"
     assert _TILE % k_cache.shape[1] == 0, f"blocks of {k_cache.shape[1]} tokens in tiles of {_TILE}"
     if count:
         _prefill_attention_kernel[(count, kv_heads)](
@@ -215,11 +216,11 @@ def query_tiles(
     at most `max_seqs` sequences (all, unless given) can need; those left over begin behind every
     query.
     """
+    if not runs_kernel(q):
+        return QueryTiles(cu_q.new_empty(0, 2), None)
     seqs = len(cu_q) - 1
     max_seqs = seqs if max_seqs is None else max_seqs
     program = Program.fastest(q, kv_heads, max_seqs)
-    if not runs_kernel(q):
-        return QueryTiles(cu_q.new_empty(0, 2), program)  # the reference makes its own
     count = len(q) // program.queries + max_seqs if seqs else 0
     tiles = torch.empty((count, 2), dtype=torch.int32, device=q.device)
     if count:
@@ -267,21 +268,6 @@ def _query_tiles_kernel(
         query = first_query + (tile - begin) * first_step
         tl.store(tiles_ptr + tile * 2, tl.where(seq < seqs, seq, 0), mask=tile < end)
         tl.store(tiles_ptr + tile * 2 + 1, query, mask=tile < end)
-
-
-@triton.jit
-def _blocks(
-    block_table_ptr,  # [max_blocks], this sequence's
-    step,
-    kv_len,
-    BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """Ids [TILE] of the blocks that the keys of a tile are in, 0 for keys that do not exist."""
-    # The lanes' part of a position is divided apart from the tile's: that is done once a program.
-    lane = tl.arange(0, TILE)
-    first_ptr = block_table_ptr + step * (TILE // BLOCK_SIZE)
-    return tl.load(first_ptr + lane // BLOCK_SIZE, mask=step * TILE + lane < kv_len, other=0)
 
 
 @triton.jit
@@ -370,13 +356,16 @@ def _prefill_attention_kernel(
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, DIM_BLOCK], tl.float32)
-    block = _blocks(block_table_ptr, begin, kv_len, BLOCK_SIZE, TILE)
+    # The lanes' part of a position is divided apart from the tile's: that is done once a program.
+    blocks_ptr = block_table_ptr + begin * (TILE // BLOCK_SIZE)
+    block = block_ids(blocks_ptr, lane, begin * TILE + lane < kv_len, BLOCK_SIZE)
     for step in range(begin, tl.cdiv(end, TILE)):
         keys = step * TILE + lane
         # int64, for a large cache passes 2^31 elements.
         block_at = block.to(tl.int64) * (BLOCK_SIZE * KV_HEADS * HEAD_DIM)
         at = block_at[:, None] + within_block
-        block = _blocks(block_table_ptr, step + 1, kv_len, BLOCK_SIZE, TILE)
+        blocks_ptr = block_table_ptr + (step + 1) * (TILE // BLOCK_SIZE)
+        block = block_ids(blocks_ptr, lane, (step + 1) * TILE + lane < kv_len, BLOCK_SIZE)
         k = tl.load(k_cache_ptr + at, mask=in_dim, other=0.0)
         # Past the last key stands what was there before: even NaN, of weight 0, must not count.
         v = tl.load(v_cache_ptr + at, mask=in_dim & (keys < kv_len)[:, None], other=0.0)
