@@ -106,6 +106,7 @@ def product(op: Callable[..., Any], rows: int, inputs: int, outputs: int) -> Non
 CASES: dict[str, Callable[[], object]] = {
     "decode 32/8 x 128": lambda: decode(32, 8, 128),
     "decode 32/8 x 128, few": lambda: decode(32, 8, 128, seqs=1),
+    "decode 32/8 x 128, 8": lambda: decode(32, 8, 128, seqs=8),
     "decode 32/8 x 128, some": lambda: decode(32, 8, 128, seqs=32),
     "decode 32/8 x 128, 40": lambda: decode(32, 8, 128, seqs=40),
     "decode 32/8 x 128, unsettled": lambda: decode(32, 8, 128, settled=False),

@@ -48,7 +48,7 @@ SHIPPED = [
     None,
     FIXED_SPLITTING,
     Splitting.for_many(8, 128),
-    *(Splitting.fastest(seqs, 8, 128) for seqs in (20, 40, 48)),
+    *(Splitting.fastest(seqs, 8, 128) for seqs in (1, 8, 20, 40, 64)),
 ]
 
 

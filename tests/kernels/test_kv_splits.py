@@ -8,7 +8,6 @@ LENGTHS = ([1], [0, 5, 0], [2100, 385, 256, 100, 1], [4096] * 3, [128, 32_000], 
 SPLITTINGS = (
     Splitting(128, 33),
     Splitting(1024, 4),
-    Splitting(128, 4, finer=3),
     Splitting(512, 16, by_sequence=True),
 )
 
@@ -65,18 +64,6 @@ def test_a_batch_is_shared_out_evenly(device):
 
 
 @on_both_paths
-def test_only_pieces_that_differ_are_cut_finer(device):
-    splitting = Splitting(128, 22, finer=3)
-    assert [len(own) for own in cut([1_000] * 24, splitting, device)] == [1] * 24
-    assert [len(own) for own in cut([1_000, 900] * 12, splitting, device)] == [1] * 24
-    lengths = [1_000 + 40 * i for i in range(24)]
-    pieces = [piece for own in cut(lengths, splitting, device) for piece in own]
-    longest = max(end - begin for begin, end in pieces)
-    assert longest <= -(-sum(lengths) // 66) + ALIGN_TOKENS
-    assert len(pieces) > 66
-
-
-@on_both_paths
 def test_what_is_fixed_depends_on_the_sequence_alone(device):
     splitting = Splitting(512, 16, by_sequence=True)
     together = cut([1025, 9_000, 3, 512], splitting, device)
@@ -85,18 +72,29 @@ def test_what_is_fixed_depends_on_the_sequence_alone(device):
     assert [len(own) for own in together] == [3, 15, 1, 1]
 
 
-def test_few_programs_are_cut_to_fill_the_device_at_once():
-    """Of 132 processors, with two programs each; not more pieces than that, however they round."""
-    for seqs, kv_len in [(1, 32_768), (2, 9_000), (4, 8_192), (8, 2_048), (16, 1_024), (32, 600)]:
-        splitting = Splitting.fastest(seqs, 8, 128)
-        pieces = cut([kv_len] * seqs, splitting, "cpu")
-        assert 0.7 * 264 <= 8 * sum(map(len, pieces)) <= 264, splitting
-        assert splitting.merges_apart == (seqs <= 16)
-        assert splitting.finer == (1 if seqs <= 16 else 3)
+@pytest.mark.parametrize(
+    ("head_dim", "seqs", "at_once"),
+    [(128, 1, 132), (128, 3, 132), (128, 12, 396), (128, 32, 528), (256, 12, 396)],
+)
+def test_few_sequences_are_cut_to_fill_the_device_at_once(head_dim, seqs, at_once):
+    """Not with more pieces than it runs at once, however they round."""
+    splitting = Splitting.fastest(seqs, 8, head_dim)
+    assert splitting.merges_apart
+    ragged = [3_000 + 5_000 * i // seqs for i in range(seqs)]
+    for lengths in ([4_096] * seqs, [6_000] * seqs, ragged):
+        pieces = 8 * sum(map(len, cut(lengths, splitting, "cpu")))
+        assert 0.6 * at_once <= pieces <= at_once, (lengths, splitting)
 
 
-def test_many_programs_run_as_leaves_fewer_processors_idle():
+def test_many_sequences_run_as_leaves_fewer_processors_idle():
     """Of 132: three programs each with two tiles under way, four with one."""
     seqs = (48, 56, 64, 80, 96, 128)
     stages = {n: Splitting.fastest(n, 8, 128).stages for n in seqs}
     assert stages == {48: 3, 56: 2, 64: 2, 80: 3, 96: 3, 128: 2}
+
+
+def test_of_many_sequences_only_long_contexts_are_cut():
+    lengths = [32_000, *[500] * 63]
+    pieces = cut(lengths, Splitting.fastest(64, 8, 128), "cpu")
+    assert [len(own) for own in pieces[1:]] == [1] * 63
+    assert len(pieces[0]) > 16

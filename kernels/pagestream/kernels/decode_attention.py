@@ -29,6 +29,8 @@ from ._triton import (
 )
 from .kv_splits import ALIGN_TOKENS, KvSplits, Splitting, kv_splits
 
+_TILE_BYTES = 64 << 10
+"""Of a tile of keys and values, at most: one has to find room on every GPU."""
 _MERGED = 1024
 """Elements of pieces that a program merges at a time: more take more registers from all."""
 
@@ -136,9 +138,8 @@ def decode_attention(
     pieces, dim_block = len(splits.pieces), triton.next_power_of_2(head_dim)
     group = triton.next_power_of_2(heads // kv_heads)
     row_bytes = dim_block * q.element_size()
-    tiles = fitting_tiles(
-        splitting.stages - 1, 2 * splitting.tile * row_bytes, 64 * row_bytes, q.device
-    )
+    tile = min(splitting.tile, _TILE_BYTES // (2 * row_bytes))
+    tiles = fitting_tiles(splitting.stages - 1, 2 * tile * row_bytes, 64 * row_bytes, q.device)
     are_cut = pieces > seqs
     places = (pieces if are_cut else 0, heads)
     partial = torch.empty((*places, head_dim), dtype=torch.float32, device=q.device)
@@ -171,7 +172,7 @@ def decode_attention(
             BLOCK_SIZE=k_cache.shape[1],
             WINDOWED=window is not None,
             ALIGN=ALIGN_TOKENS,
-            TILE=splitting.tile,
+            TILE=tile,
             MERGE_GROUP=group,
             MERGED_AT_ONCE=max(1, _MERGED // (group * dim_block)),
             MERGES_APART=splitting.merges_apart,

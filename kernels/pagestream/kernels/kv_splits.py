@@ -57,35 +57,29 @@ class Splitting(NamedTuple):
     stages: int = 2
     """One more than the tiles that are on their way at a time: many hide the latency of a program
     alone, few let more programs run beside it."""
-    finer: int = 1
-    """So many times the parts there are where the pieces would differ much in length: the short
-    ones then make up for the long ones, one after the other on the same processor."""
     merges_apart: bool = False
     """Whether a kernel of its own merges a sequence's pieces: quicker where contexts are cut. Else
     the program that ends last does, which costs nothing where none is."""
 
     @classmethod
     def fastest(cls, seqs: int, kv_heads: int, head_dim: int) -> "Splitting":
-        """Return the splitting that measured fastest for a batch.
+        """Return the splitting that measured fastest for a batch, over contexts of all lengths.
 
-        Where sequences leave processors idle, they are cut so that all pieces run at once; where
-        there are more, a piece only costs its own beginning and end.
+        Few sequences are cut, so that all processors read, and about as much as each other. Where
+        there are many, a piece mostly costs its own beginning and end: only long contexts are cut.
         """
-        programs, ways = seqs * kv_heads, _ways(head_dim)
-        at_once, tile, stages = ways.few
-        if programs <= at_once:
-            few = cls(128, at_once, tile=tile, stages=stages).fitted(seqs, kv_heads)
-            # Those of few sequences are many pieces each, and so much alike.
-            are_cut = programs <= at_once // 2
-            return few._replace(merges_apart=True) if are_cut else few._replace(finer=3)
-        _, tile, stages = max(ways.many, key=lambda way: _share_of_waves(programs, way.at_once))
-        return _MANY._replace(tile=tile, stages=stages).fitted(seqs, kv_heads)
+        programs, (few, many) = seqs * kv_heads, _splittings(head_dim)
+        for most_programs, splitting in few:
+            if programs <= most_programs:
+                return splitting.fitted(seqs, kv_heads)
+        fullest = max(many, key=lambda splitting: _share_of_waves(programs, splitting.parts))
+        return fullest.fitted(seqs, kv_heads)
 
     @classmethod
     def for_many(cls, kv_heads: int, head_dim: int) -> "Splitting":
         """Return one splitting for every batch of many sequences: one kernel to compile."""
-        _, tile, stages = _ways(head_dim).many[-1]
-        return _MANY._replace(tile=tile, stages=stages).fitted(_MANY.parts, kv_heads)
+        splitting = _splittings(head_dim).many[-1]
+        return splitting.fitted(splitting.parts, kv_heads)
 
     def fitted(self, seqs: int, kv_heads: int) -> "Splitting":
         """Return this for a batch of `seqs`: `parts` are times kv heads here, and not there."""
@@ -98,44 +92,56 @@ class Splitting(NamedTuple):
         each = max(-(-max_kv_len // self.min_tokens), 1)
         if self.by_sequence:
             return seqs * min(each, self.parts)
-        return min(seqs * each, seqs + self.parts * self.finer)
+        return min(seqs * each, seqs + self.parts)
 
 
 FIXED_SPLITTING = Splitting(512, 16, by_sequence=True)
 """For any batch: what a sequence gives alone it gives among others."""
 
-_MANY = Splitting(2048, 792)
-"""For more programs than run at once; `parts` is times kv heads."""
+
+class _Splittings(NamedTuple):
+    """Those that measured fastest for heads of a size on an H200; `parts` is times kv heads."""
+
+    few: tuple[tuple[int, Splitting], ...]
+    """With the most programs (sequences times kv heads) that each is for, the fewest first."""
+    many: tuple[Splitting, ...]
+    """For more programs, of which the device runs `parts` at once: whichever leaves fewer
+    processors idle at the end."""
 
 
-class _Way(NamedTuple):
-    """A way to read pieces, and how many programs an H200 of 132 processors runs at once by it."""
+_TO_64 = _Splittings(
+    few=(
+        (40, Splitting(128, 660, stages=3, merges_apart=True)),
+        (264, Splitting(128, 924, merges_apart=True)),
+        (450, Splitting(128, 2772, merges_apart=True)),
+    ),
+    many=(Splitting(512, 528, stages=4), Splitting(512, 660, stages=3)),
+)
+_TO_128 = _Splittings(
+    few=(
+        (24, Splitting(128, 132, tile=128, warps=8, stages=3, merges_apart=True)),
+        (104, Splitting(128, 396, stages=3, merges_apart=True)),
+        (264, Splitting(128, 528, merges_apart=True)),
+    ),
+    many=(Splitting(512, 396, stages=3), Splitting(512, 528)),
+)
+_ABOVE_128 = _Splittings(
+    few=(
+        (100, Splitting(128, 396, tile=32, stages=3, merges_apart=True)),
+        (200, Splitting(256, 1188, tile=32, stages=3, merges_apart=True)),
+    ),
+    many=(Splitting(512, 396, tile=32, stages=3), Splitting(512, 264, tile=32, stages=4)),
+)
+_UNALIGNED = _Splittings(
+    few=((264, Splitting(128, 396, merges_apart=True)),), many=(Splitting(512, 396),)
+)
+"""Of no multiple of 16 bytes: they come in smaller runs, which cost registers."""
 
-    at_once: int
-    tile: int
-    stages: int
 
-
-class _Ways(NamedTuple):
-    """Those that measured fastest for heads of a size on an H200."""
-
-    few: _Way
-    """Where all programs run at once."""
-    many: tuple[_Way, ...]
-    """Else: whichever leaves fewer processors idle at the end."""
-
-
-def _ways(head_dim: int) -> _Ways:
-    if head_dim % 8:  # no multiple of 16 bytes: comes in smaller pieces, which cost registers
-        way = _Way(3 * 132, 64, 2)
-        return _Ways(way, (way,))
-    if head_dim <= 64:
-        way = _Way(4 * 132, 64, 4)
-        return _Ways(way, (way, _Way(5 * 132, 64, 3)))
-    if head_dim <= 128:
-        return _Ways(_Way(2 * 132, 64, 4), (_Way(3 * 132, 64, 3), _Way(4 * 132, 64, 2)))
-    way = _Way(2 * 132, 32, 4)
-    return _Ways(way, (way,))
+def _splittings(head_dim: int) -> _Splittings:
+    if head_dim % 8:
+        return _UNALIGNED
+    return _TO_64 if head_dim <= 64 else _TO_128 if head_dim <= 128 else _ABOVE_128
 
 
 def _share_of_waves(programs: int, at_once: int) -> float:
@@ -150,16 +156,10 @@ def kv_splits_reference(
     first = torch.zeros_like(kv_lens) if window is None else (kv_lens - window).clamp(min=0)
     span = kv_lens - first
     shared = span if splitting.by_sequence else span.sum()
-
-    def cut(parts: int) -> tuple[Tensor, Tensor]:
-        least = (-(-shared // parts)).clamp(min=splitting.min_tokens)
-        splits = -(-span // least)
-        tokens = -(-span // (splits.clamp(min=1) * ALIGN_TOKENS)) * ALIGN_TOKENS
-        return -(-span // tokens.clamp(min=1)), tokens
-
-    splits, tokens = cut(splitting.parts)
-    if len(span) and 4 * tokens.max() * splits.sum() > 5 * span.sum():
-        splits, tokens = cut(splitting.parts * splitting.finer)
+    least = (-(-shared // splitting.parts)).clamp(min=splitting.min_tokens)
+    splits = -(-span // least)
+    tokens = -(-span // (splits.clamp(min=1) * ALIGN_TOKENS)) * ALIGN_TOKENS
+    splits = -(-span // tokens.clamp(min=1))
     place = splits.cumsum(0) - splits
     most = splitting.most(len(rows), max_kv_len)
     pieces = torch.zeros(most, 5, dtype=torch.int32, device=rows.device)
@@ -194,7 +194,6 @@ def kv_splits(
             count,
             splitting.min_tokens,
             splitting.parts,
-            splitting.finer,
             BY_SEQUENCE=splitting.by_sequence,
             WINDOW=window,
             ALIGN=ALIGN_TOKENS,
@@ -204,17 +203,8 @@ def kv_splits(
     return KvSplits(pieces, places)
 
 
-@triton.jit
-def _cut(span, shared, parts, min_tokens, ALIGN: tl.constexpr):
-    """Return how many pieces each context of `span` tokens gets, and how long they are."""
-    least = tl.maximum(tl.cdiv(shared, parts), min_tokens)
-    splits = tl.cdiv(span, least)
-    tokens = tl.cdiv(span, tl.maximum(splits, 1) * ALIGN) * ALIGN
-    return tl.cdiv(span, tl.maximum(tokens, 1)), tokens
-
-
 @triton.jit(
-    do_not_specialize=["seqs", "count", "min_tokens", "parts", "finer"],
+    do_not_specialize=["seqs", "count", "min_tokens", "parts"],
     do_not_specialize_on_alignment=["rows_ptr", "kv_lens_ptr"],
 )
 def _kv_splits_kernel(
@@ -226,7 +216,6 @@ def _kv_splits_kernel(
     count,
     min_tokens,
     parts,
-    finer,
     BY_SEQUENCE: tl.constexpr,
     WINDOW: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -246,10 +235,10 @@ def _kv_splits_kernel(
     shared = span
     if not BY_SEQUENCE:
         shared = tl.zeros_like(span) + tl.sum(span, axis=0)
-    splits, tokens = _cut(span, shared, parts, min_tokens, ALIGN)
-    longest, count_even = tl.max(tokens, axis=0).to(tl.int64), tl.sum(splits, axis=0)
-    if 4 * longest * count_even > 5 * tl.sum(span, axis=0).to(tl.int64):
-        splits, tokens = _cut(span, shared, parts * finer, min_tokens, ALIGN)
+    least = tl.maximum(tl.cdiv(shared, parts), min_tokens)
+    splits = tl.cdiv(span, least)
+    tokens = tl.cdiv(span, tl.maximum(splits, 1) * ALIGN) * ALIGN
+    splits = tl.cdiv(span, tl.maximum(tokens, 1))
     place = tl.cumsum(splits, axis=0) - splits
     tl.store(places_ptr + seq * 2, place, mask=seq < seqs)
     tl.store(places_ptr + seq * 2 + 1, splits, mask=seq < seqs)
