@@ -1,8 +1,10 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
 from pagestream.kernels import Splitting, kv_splits
-from pagestream.kernels.kv_splits import ALIGN_TOKENS
+from pagestream.kernels.kv_splits import ALIGN_TOKENS, _splittings
 
 LENGTHS = ([1], [0, 5, 0], [2100, 385, 256, 100, 1], [4096] * 3, [128, 32_000], [7] * 1030, [])
 SPLITTINGS = (
@@ -74,7 +76,7 @@ def test_what_is_fixed_depends_on_the_sequence_alone(device):
 
 @pytest.mark.parametrize(
     ("head_dim", "seqs", "at_once"),
-    [(128, 1, 132), (128, 3, 132), (128, 12, 396), (128, 32, 528), (256, 12, 396)],
+    [(128, 1, 132), (128, 6, 132), (128, 12, 396), (64, 6, 528), (64, 20, 924), (256, 12, 396)],
 )
 def test_few_sequences_are_cut_to_fill_the_device_at_once(head_dim, seqs, at_once):
     """Not with more pieces than it runs at once, however they round."""
@@ -86,15 +88,22 @@ def test_few_sequences_are_cut_to_fill_the_device_at_once(head_dim, seqs, at_onc
         assert 0.6 * at_once <= pieces <= at_once, (lengths, splitting)
 
 
-def test_many_sequences_run_as_leaves_fewer_processors_idle():
-    """Of 132: three programs each with two tiles under way, four with one."""
-    seqs = (48, 56, 64, 80, 96, 128)
-    stages = {n: Splitting.fastest(n, 8, 128).stages for n in seqs}
-    assert stages == {48: 3, 56: 2, 64: 2, 80: 3, 96: 3, 128: 2}
-
-
 def test_of_many_sequences_only_long_contexts_are_cut():
     lengths = [32_000, *[500] * 63]
     pieces = cut(lengths, Splitting.fastest(64, 8, 128), "cpu")
     assert [len(own) for own in pieces[1:]] == [1] * 63
-    assert len(pieces[0]) > 16
+    assert len(pieces[0]) > 8
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 100, 128, 256])
+def test_each_number_of_sequences_has_its_splitting(head_dim):
+    """Every row of the tables serves, up to its limit, and pieces are of whole alignments."""
+    fewer, most = _splittings(head_dim)
+    limits = [limit for limit, _ in fewer]
+    assert limits == sorted(set(limits))
+    for (limit, splitting), (_, following) in pairwise([*fewer, (0, most)]):
+        assert splitting != following
+        assert Splitting.fastest(limit, 1, head_dim) == splitting.fitted(limit, 1)
+        assert Splitting.fastest(limit + 1, 1, head_dim) == following.fitted(limit + 1, 1)
+        assert splitting.min_tokens % ALIGN_TOKENS == 0
+    assert Splitting.for_many(8, head_dim).tile == most.tile

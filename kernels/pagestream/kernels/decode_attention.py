@@ -147,6 +147,7 @@ def decode_attention(
     if arrivals is None:
         arrivals = torch.zeros(seqs * kv_heads, dtype=torch.int32, device=q.device)
     assert arrivals.numel() >= seqs * kv_heads, f"{arrivals.numel()} arrivals"
+    assert tile % k_cache.shape[1] == 0, f"blocks of {k_cache.shape[1]} tokens in tiles of {tile}"
     if pieces:
         _decode_attention_kernel[(kv_heads, pieces)](
             out,
@@ -162,7 +163,6 @@ def decode_attention(
             scale * LOG2E,
             out.stride(0),
             q.stride(0),
-            k_cache.stride(1),
             block_table.stride(0),
             KV_HEADS=kv_heads,
             GROUP=heads // kv_heads,
@@ -204,7 +204,6 @@ def _decode_attention_kernel(
     scale_log2e,
     out_stride,
     q_stride,
-    token_stride,  # as a constant it was slower on 16/8 heads: the compiler took fewer registers
     block_table_stride,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -240,7 +239,10 @@ def _decode_attention_kernel(
     k_cache_ptr += kv_head * HEAD_DIM
     v_cache_ptr += kv_head * HEAD_DIM
     lane = tl.arange(0, TILE)
-    block = block_ids(block_table_ptr, begin + lane, begin + lane < end, BLOCK_SIZE)
+    # Tiles begin with a block: where a lane's key lies in its block is known once and for all.
+    first_tile = begin // BLOCK_SIZE * BLOCK_SIZE
+    blocks_ptr = block_table_ptr + first_tile // BLOCK_SIZE
+    block = block_ids(blocks_ptr, lane, first_tile + lane < end, BLOCK_SIZE)
     if SETTLED:
         wait_for_inputs(PDL)
     if splits == 0:
@@ -249,34 +251,41 @@ def _decode_attention_kernel(
     group = tl.arange(0, GROUP_BLOCK)
     head = kv_head * GROUP + group
     dims = tl.arange(0, DIM_BLOCK)
-    in_dim = dims < HEAD_DIM
-    in_out = (group < GROUP)[:, None] & in_dim[None, :]
+    in_dim = (dims < HEAD_DIM)[None, :]
+    in_out = (group < GROUP)[:, None] & in_dim
     q_at = seq * q_stride + head[:, None] * HEAD_DIM + dims[None, :]
     q = tl.load(q_ptr + q_at, mask=in_out, other=0.0)
 
+    within_block = (lane % BLOCK_SIZE * (KV_HEADS * HEAD_DIM))[:, None] + dims[None, :]
     top = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([GROUP_BLOCK], tl.float32)
+    # Each lane sums on its own until the end: adding them up takes all warps.
+    totals = tl.zeros([GROUP_BLOCK, TILE], tl.float32)
     acc = tl.zeros([GROUP_BLOCK, DIM_BLOCK], tl.float32)
-    for at in range(begin, end, TILE):
-        keys = at + lane
+    for tile in range(first_tile, end, TILE):
+        keys = tile + lane
         inside = keys < end
+        if WINDOWED:
+            inside = inside & (keys >= begin)
         # int64, for a large cache passes 2^31 elements.
-        offsets = (block.to(tl.int64) * BLOCK_SIZE + keys % BLOCK_SIZE) * token_stride
-        block = block_ids(block_table_ptr, keys + TILE, keys + TILE < end, BLOCK_SIZE)
-        in_tile = inside[:, None] & in_dim[None, :]
-        k = tl.load(k_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)
-        v = tl.load(v_cache_ptr + offsets[:, None] + dims[None, :], mask=in_tile, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2e
+        block_at = block.to(tl.int64) * (BLOCK_SIZE * KV_HEADS * HEAD_DIM)
+        at = block_at[:, None] + within_block
+        blocks_ptr = block_table_ptr + (tile + TILE) // BLOCK_SIZE
+        block = block_ids(blocks_ptr, lane, keys + TILE < end, BLOCK_SIZE)
+        k = tl.load(k_cache_ptr + at, mask=in_dim, other=0.0)
+        # Past the last key stands what was there before: even NaN, of weight 0, must not count.
+        v = tl.load(v_cache_ptr + at, mask=in_dim & inside[:, None], other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         scores = tl.where(inside[None, :], scores, float("-inf"))
         # Every tile holds a key, so the new maximum is finite.
-        new_top = tl.maximum(top, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - new_top[:, None])
+        new_top = tl.maximum(top, tl.max(scores, axis=1) * scale_log2e)
+        weights = tl.exp2(scores * scale_log2e - new_top[:, None])
         shrink = tl.exp2(top - new_top)
-        total = total * shrink + tl.sum(weights, axis=1)
+        totals = totals * shrink[:, None] + weights
         acc = acc * shrink[:, None]
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
         top = new_top
 
+    total = tl.sum(totals, axis=1)
     attended = acc / total[:, None]
     if splits == 1:
         out_at = seq * out_stride + head[:, None] * HEAD_DIM + dims[None, :]
@@ -293,12 +302,33 @@ def _decode_attention_kernel(
             if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == splits - 1:
                 tl.store(arrived_ptr, 0)
                 first = tl.load(places_ptr + seq * 2).to(tl.int64) * KV_HEADS * GROUP
-                member = tl.arange(0, MERGE_GROUP)
-                merged_head = kv_head * GROUP + member
-                in_merged = (member < GROUP)[:, None] & in_dim[None, :]
-                merged = merged_pieces(
-                    partial_ptr + first * HEAD_DIM, lse_ptr + first, splits, merged_head, dims,
-                    in_merged, KV_HEADS * GROUP, HEAD_DIM, MERGED_AT_ONCE,
+                _merge(
+                    out_ptr + seq * out_stride, partial_ptr + first * HEAD_DIM, lse_ptr + first,
+                    splits, kv_head, KV_HEADS, GROUP, MERGE_GROUP, HEAD_DIM, DIM_BLOCK,
+                    MERGED_AT_ONCE,
                 )  # fmt: skip
-                merged_at = seq * out_stride + merged_head[:, None] * HEAD_DIM + dims[None, :]
-                tl.store(out_ptr + merged_at, merged.to(out_ptr.dtype.element_ty), mask=in_merged)
+
+
+@triton.jit
+def _merge(
+    out_ptr,  # [heads, head_dim], the sequence's
+    partial_ptr,  # [pieces, heads, head_dim] fp32, from the sequence's first piece on
+    lse_ptr,  # [pieces, heads] fp32, log2, the same
+    pieces,
+    kv_head,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    MERGE_GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """Write a sequence's outputs, of the heads that share a kv head."""
+    member, dims = tl.arange(0, MERGE_GROUP), tl.arange(0, DIM_BLOCK)
+    head = kv_head * GROUP + member
+    in_out = (member < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    merged = merged_pieces(
+        partial_ptr, lse_ptr, pieces, head, dims, in_out, KV_HEADS * GROUP, HEAD_DIM, AT_ONCE
+    )
+    out_at = head[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(out_ptr + out_at, merged.to(out_ptr.dtype.element_ty), mask=in_out)

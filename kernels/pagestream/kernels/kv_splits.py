@@ -68,18 +68,15 @@ class Splitting(NamedTuple):
         Few sequences are cut, so that all processors read, and about as much as each other. Where
         there are many, a piece mostly costs its own beginning and end: only long contexts are cut.
         """
-        programs, (few, many) = seqs * kv_heads, _splittings(head_dim)
-        for most_programs, splitting in few:
-            if programs <= most_programs:
-                return splitting.fitted(seqs, kv_heads)
-        fullest = max(many, key=lambda splitting: _share_of_waves(programs, splitting.parts))
-        return fullest.fitted(seqs, kv_heads)
+        programs, (fewer, most) = seqs * kv_heads, _splittings(head_dim)
+        splittings = (splitting for limit, splitting in fewer if programs <= limit)
+        return next(splittings, most).fitted(seqs, kv_heads)
 
     @classmethod
     def for_many(cls, kv_heads: int, head_dim: int) -> "Splitting":
         """Return one splitting for every batch of many sequences: one kernel to compile."""
-        splitting = _splittings(head_dim).many[-1]
-        return splitting.fitted(splitting.parts, kv_heads)
+        most = _splittings(head_dim).most
+        return most.fitted(most.parts, kv_heads)
 
     def fitted(self, seqs: int, kv_heads: int) -> "Splitting":
         """Return this for a batch of `seqs`: `parts` are times kv heads here, and not there."""
@@ -100,53 +97,80 @@ FIXED_SPLITTING = Splitting(512, 16, by_sequence=True)
 
 
 class _Splittings(NamedTuple):
-    """Those that measured fastest for heads of a size on an H200; `parts` is times kv heads."""
+    """Those that measured fastest for heads of a size on an H200, which has 132 processors.
 
-    few: tuple[tuple[int, Splitting], ...]
+    `parts` is times kv heads here: the programs that run at once, or a multiple. Above half of
+    these, what decides is which splitting leaves fewer processors idle at the end, so they take
+    turns.
+    """
+
+    fewer: tuple[tuple[int, Splitting], ...]
     """With the most programs (sequences times kv heads) that each is for, the fewest first."""
-    many: tuple[Splitting, ...]
-    """For more programs, of which the device runs `parts` at once: whichever leaves fewer
-    processors idle at the end."""
+    most: Splitting
+    """For more programs."""
 
 
-_TO_64 = _Splittings(
-    few=(
-        (40, Splitting(128, 660, stages=3, merges_apart=True)),
-        (264, Splitting(128, 924, merges_apart=True)),
-        (450, Splitting(128, 2772, merges_apart=True)),
+_CUT_64 = Splitting(128, 528, stages=4, merges_apart=True)
+_WHOLE_64 = Splitting(512, 528, stages=4)
+_HEADS_TO_64 = _Splittings(
+    (
+        (48, _CUT_64),
+        (200, Splitting(128, 924, merges_apart=True)),
+        (264, _CUT_64),
+        (330, Splitting(128, 2772, merges_apart=True)),
+        (450, _CUT_64),
+        (528, _WHOLE_64),
+        (800, Splitting(512, 660, stages=3)),
     ),
-    many=(Splitting(512, 528, stages=4), Splitting(512, 660, stages=3)),
+    _WHOLE_64,
 )
-_TO_128 = _Splittings(
-    few=(
-        (24, Splitting(128, 132, tile=128, warps=8, stages=3, merges_apart=True)),
-        (104, Splitting(128, 396, stages=3, merges_apart=True)),
-        (264, Splitting(128, 528, merges_apart=True)),
+_HEADS_BELOW_128 = _Splittings(
+    (
+        (200, Splitting(128, 396, stages=3, merges_apart=True)),
+        (400, Splitting(512, 1188, stages=3, merges_apart=True)),
     ),
-    many=(Splitting(512, 396, stages=3), Splitting(512, 528)),
+    Splitting(512, 792, stages=3),
 )
-_ABOVE_128 = _Splittings(
-    few=(
-        (100, Splitting(128, 396, tile=32, stages=3, merges_apart=True)),
-        (200, Splitting(256, 1188, tile=32, stages=3, merges_apart=True)),
+_TWO_WAVES_128 = Splitting(512, 264, stages=4)
+_WHOLE_128 = Splitting(512, 396, stages=3)
+_HEADS_OF_128 = _Splittings(
+    (
+        (48, Splitting(128, 132, tile=128, warps=8, stages=3, merges_apart=True)),
+        (200, Splitting(128, 396, stages=3, merges_apart=True)),
+        (264, _TWO_WAVES_128),
+        (320, Splitting(256, 396, stages=3, merges_apart=True)),
+        (400, _WHOLE_128),
+        (528, _TWO_WAVES_128),
     ),
-    many=(Splitting(512, 396, tile=32, stages=3), Splitting(512, 264, tile=32, stages=4)),
+    _WHOLE_128,
 )
-_UNALIGNED = _Splittings(
-    few=((264, Splitting(128, 396, merges_apart=True)),), many=(Splitting(512, 396),)
+_WHOLE_256 = Splitting(512, 264, tile=32, stages=4)
+_HEADS_OF_256 = _Splittings(
+    (
+        (200, Splitting(128, 396, tile=32, stages=3, merges_apart=True)),
+        (264, _WHOLE_256),
+        (400, Splitting(512, 396, tile=32, stages=3)),
+    ),
+    _WHOLE_256,
+)
+_UNALIGNED_HEADS = _Splittings(
+    (
+        (100, Splitting(128, 396, merges_apart=True)),
+        (400, Splitting(128, 1584, tile=32, merges_apart=True)),
+    ),
+    Splitting(512, 792),
 )
 """Of no multiple of 16 bytes: they come in smaller runs, which cost registers."""
 
 
 def _splittings(head_dim: int) -> _Splittings:
     if head_dim % 8:
-        return _UNALIGNED
-    return _TO_64 if head_dim <= 64 else _TO_128 if head_dim <= 128 else _ABOVE_128
-
-
-def _share_of_waves(programs: int, at_once: int) -> float:
-    """How full the device is on average if all programs take the same time."""
-    return programs / (-(-programs // at_once) * at_once)
+        return _UNALIGNED_HEADS
+    if head_dim <= 64:
+        return _HEADS_TO_64
+    if head_dim <= 128:
+        return _HEADS_OF_128 if head_dim == 128 else _HEADS_BELOW_128
+    return _HEADS_OF_256
 
 
 def kv_splits_reference(
