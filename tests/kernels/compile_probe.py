@@ -164,6 +164,7 @@ def resources(kernel: Any, capability: int) -> dict[str, Any]:
     before_wait = ptx.partition("griddepcontrol.wait")[0]
     return {
         "kernel": kernel.metadata.name,
+        "warps": kernel.metadata.num_warps,
         "registers": int(registers[1]),
         "spilled_bytes": sum(spills),
         "shared_bytes": kernel.metadata.shared,
