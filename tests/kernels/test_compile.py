@@ -21,7 +21,7 @@ DECODES_AT_ONCE = {
     "decode 32/8 x 128, 8": 3,
     "decode 32/8 x 128, some": 2,
     "decode 32/8 x 128, 40": 3,
-    "decode 32/8 x 128": 2,
+    "decode 32/8 x 128": 4,
     "decode 32/32 x 96": 3,
     "decode 14/2 x 64, window": 7,
     "decode 16/8 x 256, few": 3,

@@ -131,16 +131,16 @@ _HEADS_BELOW_128 = _Splittings(
     ),
     Splitting(512, 792, stages=3),
 )
-_TWO_WAVES_128 = Splitting(512, 264, stages=4)
 _WHOLE_128 = Splitting(512, 396, stages=3)
 _HEADS_OF_128 = _Splittings(
     (
         (48, Splitting(128, 132, tile=128, warps=8, stages=3, merges_apart=True)),
         (200, Splitting(128, 396, stages=3, merges_apart=True)),
-        (264, _TWO_WAVES_128),
+        (264, Splitting(512, 264, stages=4)),
         (320, Splitting(256, 396, stages=3, merges_apart=True)),
         (400, _WHOLE_128),
-        (528, _TWO_WAVES_128),
+        (448, Splitting(512, 528, stages=4)),
+        (528, Splitting(512, 528)),
     ),
     _WHOLE_128,
 )
