@@ -5,9 +5,9 @@
 Who captures a step knows how many sequences it has and not how long they will be, so a splitting is
 judged over batches of all kinds: by its time beside the fastest of each batch, in the mean and at
 worst. What it finds goes into the tables of kernels/kv_splits.py, with a line in NOTES.md, once
-whole steps say the same (`pagestream bench latency`: there other kernels run before and behind).
-Each candidate runs in a CUDA graph, over enough copies of the cache to miss the L2 cache, with room
-for contexts of 4,096 tokens, as in the graphs of steps.
+whole steps say the same (`decode_steps.py`: there other kernels run before and behind). Each
+candidate runs in a CUDA graph, over enough copies of the cache to miss the L2 cache, with room for
+contexts of 4,096 tokens, as in the graphs of steps.
 """
 
 import argparse
