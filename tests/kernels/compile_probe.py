@@ -39,8 +39,10 @@ from pagestream.kernels import (
 BF16 = torch.bfloat16
 
 
-def attention_args(heads: int, kv_heads: int, head_dim: int) -> tuple[Any, ...]:
-    cache = torch.empty(4, 16, kv_heads, head_dim, dtype=BF16)
+def attention_args(
+    heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype = BF16
+) -> tuple[Any, ...]:
+    cache = torch.empty(4, 16, kv_heads, head_dim, dtype=dtype)
     ids = torch.zeros(4, dtype=torch.int32)
     return cache, cache.clone(), torch.zeros(4, 8, dtype=torch.int32), ids
 
@@ -52,9 +54,10 @@ def decode(
     seqs: int = 64,
     window: int | None = None,
     settled: bool = True,
+    dtype: torch.dtype = BF16,
 ) -> None:
-    k, v, table, _ = attention_args(heads, kv_heads, head_dim)
-    q, rows = torch.empty(seqs, heads, head_dim, dtype=BF16), torch.zeros(seqs, dtype=torch.int32)
+    k, v, table, _ = attention_args(heads, kv_heads, head_dim, dtype)
+    q, rows = torch.empty(seqs, heads, head_dim, dtype=dtype), torch.zeros(seqs, dtype=torch.int32)
     splitting = Splitting.fastest(seqs, kv_heads, head_dim)
     splits = kv_splits(rows, rows, splitting, 2048, window)
     args = (q, k, v, table, rows, rows.clone(), 0.1)
@@ -111,6 +114,7 @@ CASES: dict[str, Callable[[], object]] = {
     "decode 32/8 x 128, 40": lambda: decode(32, 8, 128, seqs=40),
     "decode 32/8 x 128, unsettled": lambda: decode(32, 8, 128, settled=False),
     "decode 32/8 x 128, few, unsettled": lambda: decode(32, 8, 128, seqs=1, settled=False),
+    "decode 32/8 x 128, few, fp32": lambda: decode(32, 8, 128, seqs=1, dtype=torch.float32),
     "decode 16/8 x 256, some": lambda: decode(16, 8, 256, seqs=32),
     "decode 32/32 x 96": lambda: decode(32, 32, 96),
     "decode 32/32 x 100": lambda: decode(32, 32, 100),

@@ -44,7 +44,8 @@ def merge_pieces(
 
 
 @triton.jit
-def merged_pieces(
+def merge_into(
+    out_ptr,  # [HEADS, HEAD_DIM], the sequence's
     partial_ptr,  # [pieces, HEADS, HEAD_DIM] fp32, from the sequence's first piece on
     lse_ptr,  # [pieces, HEADS] fp32, log2, the same
     pieces,
@@ -55,7 +56,7 @@ def merged_pieces(
     HEAD_DIM: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):
-    """The pieces, [heads, dims] fp32, weighed by their shares of the softmax.
+    """Write a sequence's output: its pieces, weighed by their shares of the softmax.
 
     Other processors may have written them just now, so the loads bypass this one's L1 cache.
     """
@@ -84,7 +85,8 @@ def merged_pieces(
         acc = acc * shrink[:, None] + tl.sum(partial * weights[:, :, None], axis=0)
         total = total * shrink + tl.sum(weights, axis=0)
         top = new_top
-    return acc / tl.where(in_heads, total, 1.0)[:, None]
+    merged = acc / tl.where(in_heads, total, 1.0)[:, None]
+    tl.store(out_ptr + within, merged.to(out_ptr.dtype.element_ty), mask=in_out)
 
 
 @triton.jit
@@ -114,10 +116,7 @@ def _merge_pieces_kernel(
     head = tl.program_id(0) + tl.arange(0, 1)
     dims = tl.program_id(1) * DIMS_BLOCK + tl.arange(0, DIMS_BLOCK)
     in_out = ((head < HEADS)[:, None]) & (dims < HEAD_DIM)[None, :]
-    partial_ptr += place * HEADS * HEAD_DIM
-    lse_ptr += place * HEADS
-    merged = merged_pieces(
-        partial_ptr, lse_ptr, pieces, head, dims, in_out, HEADS, HEAD_DIM, AT_ONCE
-    )
-    out_at = seq * out_stride + head[:, None] * HEAD_DIM + dims[None, :]
-    tl.store(out_ptr + out_at, merged.to(out_ptr.dtype.element_ty), mask=in_out)
+    merge_into(
+        out_ptr + seq * out_stride, partial_ptr + place * HEADS * HEAD_DIM, lse_ptr + place * HEADS,
+        pieces, head, dims, in_out, HEADS, HEAD_DIM, AT_ONCE,
+    )  # fmt: skip

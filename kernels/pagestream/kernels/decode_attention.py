@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._merge_pieces import merge_pieces, merged_pieces
+from ._merge_pieces import merge_into, merge_pieces
 from ._paged import block_ids, cache_slots, check_cache, sampled_product
 from ._triton import (
     LOG2E,
@@ -302,33 +302,10 @@ def _decode_attention_kernel(
             if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == splits - 1:
                 tl.store(arrived_ptr, 0)
                 first = tl.load(places_ptr + seq * 2).to(tl.int64) * KV_HEADS * GROUP
-                _merge(
+                member = tl.arange(0, MERGE_GROUP)
+                in_merged = (member < GROUP)[:, None] & in_dim
+                merge_into(
                     out_ptr + seq * out_stride, partial_ptr + first * HEAD_DIM, lse_ptr + first,
-                    splits, kv_head, KV_HEADS, GROUP, MERGE_GROUP, HEAD_DIM, DIM_BLOCK,
+                    splits, kv_head * GROUP + member, dims, in_merged, KV_HEADS * GROUP, HEAD_DIM,
                     MERGED_AT_ONCE,
                 )  # fmt: skip
-
-
-@triton.jit
-def _merge(
-    out_ptr,  # [heads, head_dim], the sequence's
-    partial_ptr,  # [pieces, heads, head_dim] fp32, from the sequence's first piece on
-    lse_ptr,  # [pieces, heads] fp32, log2, the same
-    pieces,
-    kv_head,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    MERGE_GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIM_BLOCK: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-):
-    """Write a sequence's outputs, of the heads that share a kv head."""
-    member, dims = tl.arange(0, MERGE_GROUP), tl.arange(0, DIM_BLOCK)
-    head = kv_head * GROUP + member
-    in_out = (member < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    merged = merged_pieces(
-        partial_ptr, lse_ptr, pieces, head, dims, in_out, KV_HEADS * GROUP, HEAD_DIM, AT_ONCE
-    )
-    out_at = head[:, None] * HEAD_DIM + dims[None, :]
-    tl.store(out_ptr + out_at, merged.to(out_ptr.dtype.element_ty), mask=in_out)
