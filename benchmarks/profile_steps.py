@@ -5,14 +5,18 @@
 
 `busy` is the union of the kernels' intervals over the wall time from the first one's begin to the
 last one's end, so gaps between kernels and waits for the host both count against it. The profiler
-itself makes steps slower; `pagestream bench latency` says how long they take without it.
+itself makes steps slower; `pagestream bench latency` says how long they take without it. `host` is
+what the engine's Python takes of a step that no profiler sees: all but the wait for the tokens.
 """
 
 import argparse
 import itertools
 import random
+import statistics
+import time
 from collections import defaultdict
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -24,6 +28,8 @@ from pagestream.worker.messages import Add, Sampling
 
 WARM_STEPS = 8
 STEPS = 10
+MOST_STEPS = 2 * (WARM_STEPS + 2 * STEPS)
+"""Of a sequence; the first ones decode while the last ones' prompts are read."""
 SHOWN = 16
 WORKLOAD_PIECES = ((4, 8), (100, 30), (400, 30), (800, 30))
 """(first step, steps): among the prefills, with everybody running, half-way, near the end."""
@@ -57,12 +63,12 @@ def main() -> None:
             model=arguments.model,
             load_format="dummy",
             max_running=most,
-            max_model_tokens=arguments.context + 2 * (WARM_STEPS + STEPS),
+            max_model_tokens=arguments.context + MOST_STEPS,
             prefix_cache=False,
         )
     )
     for batch in arguments.batch_sizes:
-        print(f"\n{batch} sequences, {arguments.context} tokens each")
+        print(f"\n{batch} sequences, {arguments.context} tokens each", end="; ")
         show(profiled(engine, batch, arguments.context), STEPS)
 
 
@@ -75,10 +81,9 @@ def profile_workload(model: str, workload: Workload) -> None:
         engine.add(Add(request_id=str(n), prompt_ids=ids, sampling=sampling))
     step = 0
     for first, count in WORKLOAD_PIECES:
-        while step < first:
-            engine.step()
-            step += 1
-        print(f"\nsteps {first} to {first + count} of the workload")
+        host_us = host_time_us(engine, first - step)
+        step = first
+        print(f"\nsteps {first} to {first + count} of the workload; host {host_us:.0f} µs before")
         show(traced(engine, count), count)
         step += count
 
@@ -86,7 +91,7 @@ def profile_workload(model: str, workload: Workload) -> None:
 def profiled(engine: Engine, batch: int, context: int) -> list[Interval]:
     """What the GPU did in some steps in which every sequence decodes."""
     rng = random.Random(batch)
-    sampling = Sampling(max_tokens=2 * (WARM_STEPS + STEPS))
+    sampling = Sampling(max_tokens=MOST_STEPS)
     for n in range(batch):
         ids = [rng.randrange(engine.ready().vocab_size) for _ in range(context)]
         engine.add(Add(request_id=f"{batch}-{n}", prompt_ids=ids, sampling=sampling))
@@ -94,10 +99,31 @@ def profiled(engine: Engine, batch: int, context: int) -> list[Interval]:
     while decoding < WARM_STEPS:
         outputs = engine.step().outputs
         decoding += len(outputs) == batch
+    print(f"host {host_time_us(engine, STEPS):.0f} µs a step")
     intervals = traced(engine, STEPS)
     while engine.has_work:
         engine.step()
     return intervals
+
+
+def host_time_us(engine: Engine, steps: int) -> float:
+    """Median over the engine's next steps of what they take without the wait for the device."""
+    waited_s = 0.0
+    wait = torch.cuda.Event.synchronize
+
+    def timed_wait(event: torch.cuda.Event) -> None:
+        nonlocal waited_s
+        begin_s = time.perf_counter()
+        wait(event)
+        waited_s += time.perf_counter() - begin_s
+
+    times_us: list[float] = []
+    with mock.patch.object(torch.cuda.Event, "synchronize", timed_wait):
+        for _ in range(steps):
+            begin_s, waited_s = time.perf_counter(), 0.0
+            engine.step()
+            times_us.append((time.perf_counter() - begin_s - waited_s) * 1e6)
+    return statistics.median(times_us)
 
 
 def traced(engine: Engine, steps: int) -> list[Interval]:
