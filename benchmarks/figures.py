@@ -99,7 +99,7 @@ FIGURES = {
     "first-token-5ms": Figure(f"idle_latency.py --pause-ms 5 {M06}", lines=3),
     "first-token-0ms": Figure(f"idle_latency.py --pause-ms 0 {M06}", lines=3),
     "readers": Figure(f"many_readers.py --readers 1 8 --repeats 2 {M8}", lines=4),
-    "busy": Figure(f"profile_steps.py --workload nano {LLAMA}", lines=80),
+    "busy": Figure(f"profile_steps.py --workload nano {LLAMA}", lines=100),
     "kernels": Figure("kernels.py", lines=400),
 }
 

@@ -6,7 +6,8 @@
 `busy` is the union of the kernels' intervals over the wall time from the first one's begin to the
 last one's end, so gaps between kernels and waits for the host both count against it. The profiler
 itself makes steps slower; `pagestream bench latency` says how long they take without it. `host` is
-what the engine's Python takes of a step that no profiler sees: all but the wait for the tokens.
+what the engine's Python takes of steps that no profiler sees, all but the wait for the tokens, and
+`loop` what a loop of nothing else takes beside each: a core that others share makes both longer.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import random
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 from unittest import mock
 
@@ -30,6 +33,7 @@ WARM_STEPS = 8
 STEPS = 10
 MOST_STEPS = 2 * (WARM_STEPS + 2 * STEPS)
 """Of a sequence; the first ones decode while the last ones' prompts are read."""
+LOOP = 3000
 SHOWN = 16
 WORKLOAD_PIECES = ((4, 8), (100, 30), (400, 30), (800, 30))
 """(first step, steps): among the prefills, with everybody running, half-way, near the end."""
@@ -68,7 +72,7 @@ def main() -> None:
         )
     )
     for batch in arguments.batch_sizes:
-        print(f"\n{batch} sequences, {arguments.context} tokens each", end="; ")
+        print(f"\n{batch} sequences, {arguments.context} tokens each")
         show(profiled(engine, batch, arguments.context), STEPS)
 
 
@@ -81,9 +85,9 @@ def profile_workload(model: str, workload: Workload) -> None:
         engine.add(Add(request_id=str(n), prompt_ids=ids, sampling=sampling))
     step = 0
     for first, count in WORKLOAD_PIECES:
-        host_us = host_time_us(engine, first - step)
+        print(f"\nsteps {first} to {first + count} of the workload; those before")
+        show_host(engine, first - step)
         step = first
-        print(f"\nsteps {first} to {first + count} of the workload; host {host_us:.0f} µs before")
         show(traced(engine, count), count)
         step += count
 
@@ -99,31 +103,39 @@ def profiled(engine: Engine, batch: int, context: int) -> list[Interval]:
     while decoding < WARM_STEPS:
         outputs = engine.step().outputs
         decoding += len(outputs) == batch
-    print(f"host {host_time_us(engine, STEPS):.0f} µs a step")
+    show_host(engine, STEPS)
     intervals = traced(engine, STEPS)
     while engine.has_work:
         engine.step()
     return intervals
 
 
-def host_time_us(engine: Engine, steps: int) -> float:
-    """Median over the engine's next steps of what they take without the wait for the device."""
+def show_host(engine: Engine, steps: int) -> None:
+    """Print what Python takes of each of the engine's next steps."""
     waited_s = 0.0
     wait = torch.cuda.Event.synchronize
 
     def timed_wait(event: torch.cuda.Event) -> None:
         nonlocal waited_s
-        begin_s = time.perf_counter()
-        wait(event)
-        waited_s += time.perf_counter() - begin_s
+        waited_s += seconds(partial(wait, event))
 
-    times_us: list[float] = []
+    hosts_us: list[float] = []
+    loops_us: list[float] = []
     with mock.patch.object(torch.cuda.Event, "synchronize", timed_wait):
         for _ in range(steps):
-            begin_s, waited_s = time.perf_counter(), 0.0
-            engine.step()
-            times_us.append((time.perf_counter() - begin_s - waited_s) * 1e6)
-    return statistics.median(times_us)
+            waited_s = 0.0
+            hosts_us.append((seconds(engine.step) - waited_s) * 1e6)
+            loops_us.append(seconds(partial(sum, range(LOOP))) * 1e6)
+    for name, times_us in (("host", hosts_us), ("loop", loops_us)):
+        cuts = statistics.quantiles(times_us, n=20, method="inclusive")
+        print(f"{name} p5 {cuts[0]:.0f}, p50 {cuts[9]:.0f}, p95 {cuts[18]:.0f} µs a step")
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    begin_s = time.perf_counter()
+    call()
+    return time.perf_counter() - begin_s
 
 
 def traced(engine: Engine, steps: int) -> list[Interval]:
