@@ -126,5 +126,5 @@ def test_what_a_dataset_lacks_is_said(tmp_path):
         Dataset(name="sharegpt").load(encode)
     with pytest.raises(BadDataset, match="tokenizer"):
         Dataset(name="sharegpt", path=share_gpt_file(tmp_path, [turns(9, 9)])).load()
-    with pytest.raises(BadDataset, match="no dataset 'nani'"):
+    with pytest.raises(BadDataset, match=r"no dataset 'nani'.*sharegpt .its file: --dataset-path"):
         Dataset(name="nani").load()

@@ -35,7 +35,7 @@ def test_a_decode_step_is_the_difference_of_two_lengths():
     ("options", "reason"),
     [
         ({"sizes": (5,)}, "--max-num-seqs is 4"),
-        ({"sizes": (0,)}, "batch of 0"),
+        ({"sizes": (0,)}, "--batch-sizes 0: a batch has at least 1"),
         ({"lens": (12, 12)}, "--output-lens"),
         ({"num_blocks": 6}, "needs 6 KV blocks, and there are 5"),
     ],

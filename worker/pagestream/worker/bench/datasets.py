@@ -221,7 +221,10 @@ class Dataset:
                 self.seed,
             )
         if self.name != "sharegpt":
-            raise BadDataset(f"there is no dataset {self.name!r}; there are {', '.join(DATASETS)}")
+            raise BadDataset(
+                f"there is no dataset {self.name!r}; there are {', '.join(DATASETS)} "
+                "(its file: --dataset-path)"
+            )
         if self.path is None:
             raise BadDataset("--dataset sharegpt needs its file: --dataset-path FILE.json")
         if encode is None:

@@ -109,7 +109,9 @@ def _run(
 
 def _check_batch(player: Player, batch_size: int, tokens: int) -> None:
     ready = player.ready
-    if not 0 < batch_size <= ready.max_running:
+    if batch_size < 1:
+        raise ConfigError(f"--batch-sizes {batch_size}: a batch has at least 1 request")
+    if batch_size > ready.max_running:
         raise ConfigError(
             f"a batch of {batch_size} does not run at once: --max-num-seqs is {ready.max_running}"
         )
