@@ -13,7 +13,7 @@ import msgspec
 from pagestream.producer.client import AsyncClient
 
 from .clients import read_chunk
-from .load import DEADLINE_MS, LoadJob
+from .load import DEADLINE_MS, RETENTION_MS, LoadJob
 from .processes import Process
 from .stage import Stage
 from .table import Row
@@ -62,6 +62,7 @@ def _spec(job: LoadJob) -> str:
         "max_tokens": job.answer.max_tokens,
         "ignore_eos": job.answer.ignore_eos,
         "deadline_ms": DEADLINE_MS,
+        "retention_ms": RETENTION_MS,
     }
     return msgspec.json.encode(spec).decode()
 
@@ -72,7 +73,7 @@ async def kill_reader(stage: Stage, row: Row, random: Random) -> bool:
     running = stage.load.run_job(job)
     await stage.load.wait_for(lambda: job.accepted_s is not None, 30)
     # A copy of the job: what these readers got is checked by itself.
-    watched = LoadJob(f"{job.id}-watched", job.answer)
+    watched = LoadJob(f"{job.id}-watched", job.answer, accepted_s=job.accepted_s)
     die_at = random.randrange(1, 8)
     while not watched.ended:
         kept = [watched.cursor] if watched.cursor else []

@@ -23,6 +23,9 @@ from .answers import Answer, Answers
 DEADLINE_MS = 1_800_000
 """Far off; a worker or a client whose clock is an hour ahead must not think it has passed."""
 
+RETENTION_MS = 600_000
+"""How long Redis keeps a reply: past its audit, and not for the whole of a long run."""
+
 LANES: tuple[Lane, ...] = ("normal", "normal", "high", "low")
 TENANTS = (DEFAULT_TENANT, DEFAULT_TENANT, "anna", "ben")
 
@@ -60,6 +63,8 @@ class LoadJob:
     """What the reader was given."""
     tokens: int = 0
     ended: bool = False
+    left_s: float | None = None
+    """When its reader had come to the end, or could read no more."""
     error: JobFailed | None = None
     forgotten: int = 0
     """Times that Redis forgot the job and it was submitted again."""
@@ -82,6 +87,8 @@ class LoadJob:
             )
         )
         self.ended = ended
+        if ended:
+            self.left_s = time.monotonic()
         for wait in [one for one in self.waits if self.tokens > one.after_tokens or ended]:
             self.waits.remove(wait)
             wait.heard(time.monotonic() - wait.began_s)
@@ -104,11 +111,14 @@ class Load:
         self, client: AsyncClient, answers: Answers, random: Random, *, in_flight: int, name: str
     ) -> None:
         self.jobs: dict[str, LoadJob] = {}
-        """Every job there was."""
+        """Every job that waits for its audit."""
         self.running: dict[str, LoadJob] = {}
         """Those whose readers have not come to the end."""
         self.refused = 0
         """Submissions that were refused with a hint, and came again."""
+        self.forgotten = 0
+        """Times that Redis forgot a job and it was submitted again."""
+        self._made = 0
         self._client = client
         self._answers = answers
         self._random = random
@@ -141,12 +151,13 @@ class Load:
     def new_job(self, tokens_min: int = 8) -> LoadJob:
         """Make a job that nobody has submitted yet."""
         job = LoadJob(
-            f"{self._name}-{len(self.jobs)}",
+            f"{self._name}-{self._made}",
             self._answers.pick(self._random, tokens_min),
             lane=self._random.choice(LANES),
             tenant=self._random.choice(TENANTS),
             is_slow=self._random.randrange(SLOW_ONE_IN) == 0,
         )
+        self._made += 1
         self.jobs[job.id] = job
         return job
 
@@ -198,6 +209,7 @@ class Load:
                     if job.is_deleted:
                         break
                     job.forgotten += 1
+                    self.forgotten += 1
                     job.entries.clear()
                     job.tokens = 0
                     handle = await self._submit(job, client)
@@ -206,6 +218,7 @@ class Load:
                     job.ended = True
         finally:
             self.running.pop(job.id, None)
+            job.left_s = time.monotonic()
             for wait in job.waits:
                 wait.heard(time.monotonic() - wait.began_s)
             job.waits.clear()
@@ -223,6 +236,7 @@ class Load:
                     lane=job.lane,
                     tenant=job.tenant,
                     deadline_ms=DEADLINE_MS,
+                    retention_ms=RETENTION_MS,
                 )
             except QueueFull as error:
                 self.refused += 1

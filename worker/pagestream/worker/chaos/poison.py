@@ -12,7 +12,7 @@ from random import Random
 from pagestream.producer.errors import JobFailed
 
 from .answers import Answer, Answers
-from .audit import audit, left_over, stored
+from .audit import Audit, left_over, stored
 from .checker import check
 from .faults import Broken
 from .load import LoadJob
@@ -47,7 +47,7 @@ async def poison(stage: Stage, row: Row, random: Random) -> bool:
         await _check_condemned(own, job, row, problems)
         if (died := deaths.stat().st_size) != CRASHES:
             problems.append(f"it killed {died} engines; the cap is {CRASHES}")
-        total = await audit(own, {}, problems, forgets=False)
+        total = await Audit(own, {}, problems, forgets=False).finish()
         row.tally.add(total.tally)
         problems += await left_over(own) + own.unexpected_exits
     if problems:

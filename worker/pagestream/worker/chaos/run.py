@@ -11,7 +11,7 @@ from random import Random
 from pagestream.producer.errors import InvalidRequest
 
 from . import client_faults, faults
-from .audit import audit, left_over
+from .audit import Audit, left_over
 from .faults import Broken, Fault
 from .poison import poison
 from .stage import Options, Stage
@@ -89,7 +89,7 @@ async def run(
     rounds: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Do faults under load until the time is over, or so many rounds are done; then audit.
+    """Do faults under load until the time is over, or so many rounds are done; audit every job.
 
     Args:
         options: the stage.
@@ -105,6 +105,8 @@ async def run(
     problems: list[str] = []
     async with Stage(options) as stage:
         say(f"queue {stage.queue}, {stage.up} workers, seed {options.seed}")
+        forgets = any(options.fsync in fault.forgets for fault in chosen)
+        audit = Audit(stage, rows, problems, forgets=forgets)
         stage.load.start()
         until_s = time.monotonic() + seconds
         steps = 0 if rounds is None else rounds * len(chosen)
@@ -113,10 +115,10 @@ async def run(
                 break
             await _inject(stage, fault, rows[fault.name], random, problems, say)
             stage.load.check_alive()
+            await audit.look_at_settled()
             await asyncio.sleep(random.uniform(0, PAUSE_S))
         await stage.load.stop(2 * options.patience_s)
-        forgets = any(options.fsync in fault.forgets for fault in chosen)
-        total = await audit(stage, rows, problems, forgets=forgets)
+        total = await audit.finish()
         problems += await left_over(stage)
         return Report(options.seed, list(rows.values()), total, problems, _notes(stage))
 
@@ -152,6 +154,6 @@ async def _inject(
 def _notes(stage: Stage) -> list[str]:
     load = stage.load
     notes = [f"{load.refused:,} submissions were refused with a hint and came again"]
-    if forgotten := sum(job.forgotten for job in load.jobs.values()):
-        notes.append(f"{forgotten:,} jobs were forgotten by Redis and submitted again")
+    if load.forgotten:
+        notes.append(f"{load.forgotten:,} jobs were forgotten by Redis and submitted again")
     return notes + stage.unexpected_exits
