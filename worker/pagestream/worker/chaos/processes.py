@@ -122,7 +122,7 @@ class OwnServer:
             "save": "",
             "appendonly": "yes",
             "appendfsync": self._fsync,
-            # A folder whose files come and go could not be copied.
+            # A folder whose files come and go could not be copied; `Stage` has it rewritten.
             "auto-aof-rewrite-percentage": "0",
             "maxmemory-policy": "noeviction",
             "logfile": str(self._data.parent / "redis.log"),
@@ -145,6 +145,11 @@ class OwnServer:
         """SIGCONT."""
         assert self._process is not None, "the server does not run"
         self._process.send_signal(signal.SIGCONT)
+
+    @property
+    def log_bytes(self) -> int:
+        """Length of the append-only files, all of which a start reads."""
+        return sum(file.stat().st_size for file in self._data.rglob("*") if file.is_file())
 
     def keep_copy(self) -> None:
         """Copy the append-only files as they are."""

@@ -116,6 +116,7 @@ async def run(
             await _inject(stage, fault, rows[fault.name], random, problems, say)
             stage.load.check_alive()
             await audit.look_at_settled()
+            await stage.shorten_log()
             await asyncio.sleep(random.uniform(0, PAUSE_S))
         await stage.load.stop(2 * options.patience_s)
         total = await audit.finish()

@@ -32,6 +32,8 @@ from .proxy import Connect, Proxy
 START_S = 60.0
 """How long a worker or a server may take to its first sign of life."""
 LOOK_S = 0.02
+LOG_BYTES = 32 << 20
+"""A server's restart reads so much within a second or two."""
 MAX_RUNNING = 16
 """Few, so that an overload fills every slot and urgent jobs evict others."""
 
@@ -182,6 +184,18 @@ class Stage:
             except RedisError as error:
                 if time.monotonic() > deadline or self.server is None:
                     raise QueueUnavailable(f"no Redis at the server's address: {error}") from error
+            await asyncio.sleep(LOOK_S)
+
+    async def shorten_log(self) -> None:
+        """Have an own server rewrite its append-only file once that is long; not in a fault."""
+        if self.server is None or self.server.log_bytes < LOG_BYTES:
+            return
+        await self.redis.bgrewriteaof()
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            state = await self.redis.info("persistence")
+            if not (state["aof_rewrite_in_progress"] or state["aof_rewrite_scheduled"]):
+                return
             await asyncio.sleep(LOOK_S)
 
     # ---- workers
