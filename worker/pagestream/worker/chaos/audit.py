@@ -49,7 +49,8 @@ class Audit:
         """Audit the jobs that have ended long ago; none while a fault is being done."""
         before_s = time.monotonic() - SETTLED_S
         jobs = self._stage.load.jobs
-        for job in [one for one in jobs.values() if (one.left_s or before_s) < before_s]:
+        settled = [one for one in jobs.values() if one.left_s is not None and one.left_s < before_s]
+        for job in settled:
             try:
                 await self._audit(job)
             except (RedisError, OSError):

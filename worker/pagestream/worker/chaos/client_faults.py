@@ -5,6 +5,7 @@ This module does what clients do; whether a reply is right is `checker`'s.
 
 import asyncio
 import sys
+import time
 from contextlib import suppress
 from random import Random
 
@@ -13,7 +14,7 @@ import msgspec
 from pagestream.producer.client import AsyncClient
 
 from .clients import read_chunk
-from .load import DEADLINE_MS, RETENTION_MS, LoadJob
+from .load import LoadJob
 from .processes import Process
 from .stage import Stage
 from .table import Row
@@ -39,7 +40,7 @@ async def kill_producer(stage: Stage, row: Row, random: Random) -> bool:
     accepted: set[str] = set()
     try:
         for job in jobs:
-            producer.send(_spec(job))
+            producer.send(msgspec.json.encode(job.spec).decode())
         for _ in range(random.randrange(1, PRODUCED_JOBS)):
             accepted.add((await asyncio.to_thread(producer.readline)).strip())
         await asyncio.sleep(random.uniform(0, 0.003))
@@ -50,21 +51,6 @@ async def kill_producer(stage: Stage, row: Row, random: Random) -> bool:
         *(stage.load.follow(job) if job.id in accepted else stage.load.run_job(job) for job in jobs)
     )
     return bool(accepted)
-
-
-def _spec(job: LoadJob) -> str:
-    spec = {
-        "id": job.id,
-        "lane": job.lane,
-        "tenant": job.tenant,
-        "prompt_ids": job.answer.prompt_ids,
-        "temperature": 0.0,
-        "max_tokens": job.answer.max_tokens,
-        "ignore_eos": job.answer.ignore_eos,
-        "deadline_ms": DEADLINE_MS,
-        "retention_ms": RETENTION_MS,
-    }
-    return msgspec.json.encode(spec).decode()
 
 
 async def kill_reader(stage: Stage, row: Row, random: Random) -> bool:
@@ -85,6 +71,7 @@ async def kill_reader(stage: Stage, row: Row, random: Random) -> bool:
                     break
         finally:
             reader.kill()
+    watched.left_s = time.monotonic()
     stage.load.jobs[watched.id] = watched
     watched.faults = job.faults
     await running

@@ -5,6 +5,7 @@ This module knows the client library and answers: no processes, no faults.
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -16,7 +17,7 @@ from pagestream.producer.errors import JobFailed, JobLost, QueueFull, QueueUnava
 from pagestream.producer.job import AsyncJob, Chunk
 from pagestream.producer.keys import DEFAULT_TENANT
 from pagestream.producer.protocol import Entry
-from pagestream.producer.request import Lane
+from pagestream.producer.request import JobSpec, Lane
 
 from .answers import Answer, Answers
 
@@ -87,11 +88,24 @@ class LoadJob:
             )
         )
         self.ended = ended
-        if ended:
-            self.left_s = time.monotonic()
         for wait in [one for one in self.waits if self.tokens > one.after_tokens or ended]:
             self.waits.remove(wait)
             wait.heard(time.monotonic() - wait.began_s)
+
+    @property
+    def spec(self) -> JobSpec:
+        """How it is submitted, whoever does it."""
+        return {
+            "id": self.id,
+            "lane": self.lane,
+            "tenant": self.tenant,
+            "prompt_ids": self.answer.prompt_ids,
+            "temperature": 0.0,
+            "max_tokens": self.answer.max_tokens,
+            "ignore_eos": self.answer.ignore_eos,
+            "deadline_ms": DEADLINE_MS,
+            "retention_ms": RETENTION_MS,
+        }
 
     @property
     def cursor(self) -> str | None:
@@ -118,7 +132,7 @@ class Load:
         """Submissions that were refused with a hint, and came again."""
         self.forgotten = 0
         """Times that Redis forgot a job and it was submitted again."""
-        self._made = 0
+        self._numbers = itertools.count()
         self._client = client
         self._answers = answers
         self._random = random
@@ -151,13 +165,12 @@ class Load:
     def new_job(self, tokens_min: int = 8) -> LoadJob:
         """Make a job that nobody has submitted yet."""
         job = LoadJob(
-            f"{self._name}-{self._made}",
+            f"{self._name}-{next(self._numbers)}",
             self._answers.pick(self._random, tokens_min),
             lane=self._random.choice(LANES),
             tenant=self._random.choice(TENANTS),
             is_slow=self._random.randrange(SLOW_ONE_IN) == 0,
         )
-        self._made += 1
         self.jobs[job.id] = job
         return job
 
@@ -227,17 +240,7 @@ class Load:
     async def _submit(self, job: LoadJob, client: AsyncClient) -> AsyncJob:
         while True:
             try:
-                handle = await client.submit(
-                    prompt_ids=job.answer.prompt_ids,
-                    temperature=0.0,
-                    max_tokens=job.answer.max_tokens,
-                    ignore_eos=job.answer.ignore_eos,
-                    id=job.id,
-                    lane=job.lane,
-                    tenant=job.tenant,
-                    deadline_ms=DEADLINE_MS,
-                    retention_ms=RETENTION_MS,
-                )
+                handle = await client.submit(**job.spec)
             except QueueFull as error:
                 self.refused += 1
                 await asyncio.sleep(error.retry_after_ms / 1000 * self._random.uniform(0.5, 1.5))

@@ -187,15 +187,23 @@ class Stage:
             await asyncio.sleep(LOOK_S)
 
     async def shorten_log(self) -> None:
-        """Have an own server rewrite its append-only file once that is long; not in a fault."""
+        """Have an own server rewrite its append-only file once that is long; not in a fault.
+
+        Raises:
+            QueueUnavailable: it does not come to an end, and the files cannot be copied.
+        """
         if self.server is None or self.server.log_bytes < LOG_BYTES:
             return
         await self.redis.bgrewriteaof()
         deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
+        while True:
             state = await self.redis.info("persistence")
             if not (state["aof_rewrite_in_progress"] or state["aof_rewrite_scheduled"]):
                 return
+            if time.monotonic() > deadline:
+                raise QueueUnavailable(
+                    f"the server rewrites its file for more than {START_S:.0f} s"
+                )
             await asyncio.sleep(LOOK_S)
 
     # ---- workers
