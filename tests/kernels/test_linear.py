@@ -27,13 +27,23 @@ def test_few_rows_match_fp64(device, dtype, rows, bias):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("inputs", "outputs"), [(4096, 6144), (1024, 2048), (14336, 4096)])
-def test_few_rows_know_no_other_row(inputs, outputs):
-    x, weight = (randn(n, inputs, dtype=torch.bfloat16, device="cuda") for n in (16, outputs))
-    tile = few_rows_tile(x, weight) or Tile(32, 256, 4, 4)
-    whole = few_rows(x, weight, None, tile)
-    for rows in range(1, 16):
-        assert torch.equal(few_rows(x[:rows], weight, None, tile), whole[:rows]), f"{rows} rows"
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "gated"),
+    [
+        *((4096, 6144, False), (1024, 4096, False), (2048, 1024, False), (14336, 4096, False)),
+        *((4096, 28672, True), (1024, 6144, True), (896, 9728, True)),
+    ],
+)
+def test_few_rows_know_no_other_row(inputs, outputs, gated):
+    """Nor the tile, which depends on how many there are."""
+    x, weight = (randn(n, inputs, dtype=torch.bfloat16, device="cuda") for n in (64, outputs))
+    whole = few_rows(x, weight, None, Tile(64, 64, 4, 4), gated=gated)
+    tiles = [few_rows_tile(x[:rows], weight, gated=gated) for rows in range(1, 65)]
+    assert any(tiles), "cuBLAS multiplies all of them"
+    for rows, tile in enumerate(tiles, 1):
+        if tile is not None:
+            out = few_rows(x[:rows], weight, None, tile, gated=gated)
+            assert torch.equal(out, whole[:rows]), f"{rows} rows by {tile}"
 
 
 @pytest.mark.gpu

@@ -38,30 +38,42 @@ class Tile(NamedTuple):
 
 _HEAD_OUTPUTS = 65536
 """From here on a weight keeps every SM busy for several tiles: the LM head's does."""
-_WAVE_OUTPUTS = 132 * 32
-"""Up to here tiles of 32 outputs run all at once, one an SM, and none has to wait for another."""
+_SMS = 132
+"""Of an H200: up to so many programs run at once, one an SM, and none waits for another."""
 
 
 def tile_for(rows: int, outputs: int, inputs: int, *, gated: bool = False) -> Tile | None:
     """The tile that measured fastest in a chain of layers on an H200; None where cuBLAS did.
 
-    `inputs` of a tile may follow from the weight's shape but not from the rows: it fixes the order
-    of the sums.
+    A row has the same bits by all of them: each sums 16 inputs at a time, in order.
     """
     if rows > 64:
         return None
-    small = _WAVE_OUTPUTS < outputs < 2 * _WAVE_OUTPUTS and inputs <= 2048
     if gated:
-        if rows > 16:
-            return None if small else Tile(64, 64, 4, 4)
-        return Tile(64, 128, 3, 4) if small and rows > 1 else None
-    if rows > 16:
-        if outputs >= _HEAD_OUTPUTS:
-            return Tile(64, 128, 3, 4)
-        return Tile(64, 128, 4, 4) if small else None
+        return _gated_tile_for(rows, outputs // 2, inputs)
     if outputs >= _HEAD_OUTPUTS:
-        return Tile(64, 256, 3, 4)
-    return Tile(32, 512, 4, 4) if outputs <= _WAVE_OUTPUTS else None
+        return Tile(64, 256, 3, 4) if rows <= 16 else Tile(64, 128, 3, 4)
+    if rows <= 16:
+        if outputs <= 16 * _SMS:
+            return Tile(16, 512, 6, 4)
+        return Tile(32, 512, 4, 4) if outputs <= 32 * _SMS else Tile(64, 256, 5, 4)
+    if inputs > 4096:  # only where nearly every SM has one of these long sums, and none has two
+        return Tile(32, 256, 6, 4) if rows <= 32 and 24 < outputs / _SMS <= 32 else None
+    if rows <= 32:
+        if outputs <= 16 * _SMS:
+            return Tile(16, 256, 6, 4)
+        return Tile(64, 128, 5, 4) if outputs > 32 * _SMS or inputs < 4096 else None
+    return Tile(64, 128, 5, 4) if 32 < outputs / _SMS <= 64 else None
+
+
+def _gated_tile_for(rows: int, outputs: int, inputs: int) -> Tile | None:
+    """`tile_for` where so many outputs are made of twice as many."""
+    is_small = 16 * _SMS < outputs < 32 * _SMS and inputs <= 2048
+    if rows > 16:
+        return None if is_small else Tile(64, 64, 4, 4)
+    programs = triton.cdiv(outputs, 64)
+    busy = programs / (triton.cdiv(programs, _SMS) * _SMS)
+    return Tile(64, 128, 5, 4) if is_small or inputs <= 1024 or busy > 0.8 else None
 
 
 def few_rows_tile(x: Tensor, weight: Tensor, *, gated: bool = False) -> Tile | None:
