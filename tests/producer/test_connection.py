@@ -7,6 +7,7 @@ import pytest
 import redis
 from flaky_proxy import FlakyProxy
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from waiting import until
 
 from pagestream.producer.connection import (
@@ -87,6 +88,20 @@ def test_a_held_connection_repeats_nothing_and_is_made_anew(proxy, redis_client,
         with pytest.raises(RedisConnectionError):
             held.execute_command("XLEN", keys.dead)
         assert held.execute_command("XLEN", keys.dead) == 1
+        held.close()
+
+
+def test_a_held_connection_sends_commands_together(proxy, redis_client, keys):
+    with connect(proxy.url, client_name="w-1") as client:
+        held = HeldConnection(client)
+        add = ("XADD", keys.dead, "1-1", "a", "b")
+        entry, refusal, length = held.execute_all(add, add, ("XLEN", keys.dead))
+        assert (entry, length) == (b"1-1", 1)
+        assert isinstance(refusal, ResponseError), "the second has the id of the first"
+        proxy.lose_answers = 1
+        with pytest.raises(RedisConnectionError):
+            held.execute_all(("XADD", keys.dead, "2-1", "a", "b"), ("XLEN", keys.dead))
+        assert held.execute_all(("XLEN", keys.dead), ("PING",)) == [2, b"PONG"]
         held.close()
 
 

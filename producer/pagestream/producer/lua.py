@@ -78,9 +78,9 @@ class Script:
             server.execute_command("SCRIPT LOAD", self.text)
             return server.execute_command("EVALSHA", self.sha, 1, key, *args)
 
-    def queue(self, pipeline: Any, key: str, *args: Argument) -> None:
-        """Put a call into a pipeline; a `NoScriptError` among its answers is the caller's."""
-        pipeline.execute_command("EVALSHA", self.sha, 1, key, *args)
+    def words(self, key: str, *args: Argument) -> tuple[Argument, ...]:
+        """Return the command of a call, for a pipeline: a `NoScriptError` is the caller's."""
+        return "EVALSHA", self.sha, 1, key, *args
 
     async def run(self, server: AsyncServer, key: str, *args: Argument) -> Any:
         """Run it on an asyncio connection."""

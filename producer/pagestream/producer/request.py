@@ -163,10 +163,10 @@ def build_request(
     messages = _messages(given.get("messages"))
     prompt_ids = _token_ids(given.get("prompt_ids"))
     sampling = _sampling(given, job_id)
-    payload = Payload(model=model, prompt=given.get("prompt"), messages=messages)
+    asked = {"model": model, "prompt": given.get("prompt"), "messages": messages}
     try:
         # Struct constructors check no types; what a worker would refuse is refused here.
-        payload = msgspec.convert(msgspec.to_builtins(payload), Payload)
+        payload = msgspec.convert(asked, Payload)
         payload = msgspec.structs.replace(payload, prompt_ids=prompt_ids, sampling=sampling)
         check_prompt(payload)
         body = encode_payload(payload)
@@ -237,13 +237,13 @@ def _sampling(given: Mapping[str, Any], job_id: str) -> SamplingParams:
     if isinstance(single.get("stop"), str):
         single["stop"] = (single["stop"],)
     try:
-        base = msgspec.to_builtins(given.get("sampling", SamplingParams()))
-        sampling = msgspec.convert({**base, **single}, SamplingParams)
+        if "sampling" in given:
+            single = {**msgspec.to_builtins(given["sampling"]), **single}
+        if single.get("seed") is None:
+            single["seed"] = seed_of(job_id)
+        return msgspec.convert(single, SamplingParams).check()
     except (msgspec.MsgspecError, TypeError) as error:
         raise InvalidRequest(f"a sampling parameter has the wrong type: {error}") from error
-    if sampling.seed is None:
-        sampling = msgspec.structs.replace(sampling, seed=seed_of(job_id))
-    return sampling.check()
 
 
 def _messages(messages: Any) -> list[dict[str, Any]] | None:

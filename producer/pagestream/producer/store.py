@@ -254,7 +254,8 @@ class JobStore:
     async def _send(self, part: Sequence[Request]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for request in part:
-                self._submit.queue(pipeline, self.keys.bell, *self._submit_arguments(request))
+                words = self._submit.words(self.keys.bell, *self._submit_arguments(request))
+                pipeline.execute_command(*words)
             if self._has_barrier:
                 # A write of this connection comes after every job that was there already.
                 pipeline.xadd(self.keys.bell, {"ring": ""}, maxlen=1, approximate=False)

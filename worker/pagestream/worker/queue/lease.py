@@ -166,12 +166,11 @@ class Lease:
         and makes the step in any case; it carries no heartbeat. After an error, as after `step`.
         """
         block_ms = max(1, min(timeout_ms, WAIT_MS_MAX))
-        seen: Any = {self._keys.bell: bell_id, self._keys.control(self.worker): self._control_id}
         request = self._request(call, beats=False)
-        with self._redis.pipeline(transaction=False) as both:
-            both.xread(seen, count=1, block=block_ms)
-            self._scripts["step"].queue(both, self._key, request)
-            rung, answer = both.execute(raise_on_error=False)
+        keys = self._keys.bell, self._keys.control(self.worker)
+        wait = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *keys, bell_id, self._control_id)
+        step = self._scripts["step"].words(self._key, request)
+        rung, answer = self._held.execute_all(wait, step)
         if isinstance(rung, Exception):
             raise rung
         if isinstance(answer, NoScriptError):
