@@ -75,7 +75,8 @@ def over_its_socket(flags: Mapping[str, Any], workload: Workload, pause_s: float
     engine.start()
     firsts_ms = []
     try:
-        ready = next(event for event in said(inbox) if isinstance(event, Ready))
+        ready = next(said(inbox))
+        assert isinstance(ready, Ready), ready
         for add in asks(fit_to_vocabulary(workload, ready.vocab_size)):
             begin_s, first_s = time.perf_counter(), None
             engine.send(add)

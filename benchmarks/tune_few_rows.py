@@ -33,6 +33,8 @@ UNDER_WAY_BYTES = range(24 << 10, 200 << 10)
 TURNS = 3
 """A replay's time differs by a percent from one to the next."""
 SHOWN = 4
+PRODUCTS = ("qkv", "o", "gate_up", "down")
+"""Of a layer, in the order they run."""
 
 Name = tuple[int, int, bool]
 """Outputs and inputs of a weight, and whether its product is gated."""
@@ -46,12 +48,9 @@ class Layers:
         hidden, heads = spec.hidden_size, spec.num_heads * spec.head_dim
         qkv = heads + 2 * spec.num_kv_heads * spec.head_dim
         gate_up = 2 * spec.intermediate_size
-        self.names: dict[str, Name] = {
-            "qkv": (qkv, hidden, False),
-            "o": (hidden, heads, False),
-            "gate_up": (gate_up, hidden, True),
-            "down": (hidden, spec.intermediate_size, False),
-        }
+        qkv_o = (qkv, hidden, False), (hidden, heads, False)
+        mlp = (gate_up, hidden, True), (hidden, spec.intermediate_size, False)
+        self.names: dict[str, Name] = dict(zip(PRODUCTS, (*qkv_o, *mlp), strict=True))
         layer_bytes = 2 * sum(outputs * inputs for outputs, inputs, _ in self.names.values())
         self._layers = [
             [randn(outputs, inputs) / 64 for outputs, inputs, _ in self.names.values()]
@@ -128,13 +127,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="a directory with a config.json")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 32, 64])
-    parser.add_argument("--products", nargs="+", default=["qkv", "o", "gate_up", "down"])
+    parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=PRODUCTS)
     arguments: Any = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this measures a GPU, and there is none")
     layers = Layers(read_spec(arguments.model))
-    if unknown := set(arguments.products) - set(layers.names):
-        parser.error(f"no product is called {', '.join(sorted(unknown))}")
     for rows in arguments.rows:
         layers.learn(rows)
         for product in arguments.products:

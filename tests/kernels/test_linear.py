@@ -30,7 +30,8 @@ def test_few_rows_match_fp64(device, dtype, rows, bias):
 @pytest.mark.parametrize(
     ("inputs", "outputs", "gated"),
     [
-        *((4096, 6144, False), (1024, 4096, False), (2048, 1024, False), (14336, 4096, False)),
+        *((4096, 6144, False), (1024, 4096, False), (14336, 4096, False)),
+        *((1024, 2048, False), (2048, 1024, False)),
         *((4096, 28672, True), (1024, 6144, True), (896, 9728, True)),
     ],
 )

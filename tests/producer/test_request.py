@@ -1,5 +1,7 @@
 """What a submit call becomes: checked here, before anything is sent."""
 
+import datetime
+
 import pytest
 
 from pagestream.producer.errors import InvalidRequest, UnsupportedParameter
@@ -88,6 +90,15 @@ def test_parameters_that_are_not_built_are_refused_unless_neutral():
     build(prompt="a", n=1, presence_penalty=0.0, logprobs=False)
     with pytest.raises(UnsupportedParameter, match="n=2"):
         build(prompt="a", n=2)
+
+
+def test_what_json_has_no_form_for_travels_as_json_would_write_it():
+    day, bits = datetime.date(2026, 1, 31), b"ab"
+    given, written = (
+        build(messages=[{"role": "user", "content": content}], id="j").body
+        for content in ([day, bits], ["2026-01-31", "YWI="])
+    )
+    assert given == written
 
 
 def test_a_number_that_no_wire_carries_is_refused():

@@ -73,10 +73,10 @@ class Script:
     def __call__(self, server: Server, key: str, *args: Argument) -> Any:
         """Run it on a synchronous connection."""
         try:
-            return server.execute_command("EVALSHA", self.sha, 1, key, *args)
+            return server.execute_command(*self.words(key, *args))
         except NoScriptError:
             server.execute_command("SCRIPT LOAD", self.text)
-            return server.execute_command("EVALSHA", self.sha, 1, key, *args)
+            return server.execute_command(*self.words(key, *args))
 
     def words(self, key: str, *args: Argument) -> tuple[Argument, ...]:
         """Return the command of a call, for a pipeline: a `NoScriptError` is the caller's."""
@@ -85,10 +85,10 @@ class Script:
     async def run(self, server: AsyncServer, key: str, *args: Argument) -> Any:
         """Run it on an asyncio connection."""
         try:
-            return await server.execute_command("EVALSHA", self.sha, 1, key, *args)
+            return await server.execute_command(*self.words(key, *args))
         except NoScriptError:
             await server.execute_command("SCRIPT LOAD", self.text)
-            return await server.execute_command("EVALSHA", self.sha, 1, key, *args)
+            return await server.execute_command(*self.words(key, *args))
 
 
 def main() -> None:

@@ -166,7 +166,7 @@ def build_request(
     asked = {"model": model, "prompt": given.get("prompt"), "messages": messages}
     try:
         # Struct constructors check no types; what a worker would refuse is refused here.
-        payload = msgspec.convert(asked, Payload)
+        payload = msgspec.convert(msgspec.to_builtins(asked), Payload)
         payload = msgspec.structs.replace(payload, prompt_ids=prompt_ids, sampling=sampling)
         check_prompt(payload)
         body = encode_payload(payload)

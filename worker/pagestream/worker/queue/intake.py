@@ -5,7 +5,6 @@ defaults. Tokenizing runs on a thread of its own, off the step path.
 This module knows no engine process and no steps; it reads Redis only to replay a resumed job.
 """
 
-import hashlib
 import logging
 import threading
 import traceback
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pagestream.producer.errors import InvalidRequest, PagestreamError, UnknownModel
 from pagestream.producer.protocol import Entry, ModelInfo, Payload, decode_payload
+from pagestream.producer.request import seed_of
 from pagestream.producer.sampling import SamplingParams
 
 from ..messages import Ready, Sampling
@@ -127,7 +127,7 @@ class Intake:
             top_k=_first(params.top_k, defaults.top_k, 0),
             top_p=_first(params.top_p, defaults.top_p, 1.0),
             min_p=_first(params.min_p, defaults.min_p, 0.0),
-            seed=params.seed if params.seed is not None else _seed_of(job_id),
+            seed=params.seed if params.seed is not None else seed_of(job_id),
             max_tokens=max_tokens,
             min_tokens=min(params.min_tokens, max_tokens),
             stop_token_ids=tuple(dict.fromkeys((*end_ids, *params.stop_token_ids))),
@@ -232,8 +232,3 @@ def published_ids(entries: Iterable[Entry]) -> list[int]:
 def _first(*values: Number | None) -> Number:
     """The first value that is given."""
     return next(value for value in values if value is not None)
-
-
-def _seed_of(job_id: str) -> int:
-    """A seed for a job that came without one: the same at every claim, so that it can resume."""
-    return int.from_bytes(hashlib.blake2b(job_id.encode(), digest_size=8).digest(), "big") >> 1
