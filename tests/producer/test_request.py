@@ -101,6 +101,14 @@ def test_what_json_has_no_form_for_travels_as_json_would_write_it():
     assert given == written
 
 
+def test_a_message_that_is_nested_too_deeply_is_refused():
+    content: list[object] = []
+    for _ in range(100_000):
+        content = [content]
+    with pytest.raises(InvalidRequest, match="nested too deeply"):
+        build(messages=[{"role": "user", "content": content}])
+
+
 def test_a_number_that_no_wire_carries_is_refused():
     messages = [{"role": "user", "content": "x", "weight": 2**70}]
     with pytest.raises(InvalidRequest, match="a message cannot be written"):

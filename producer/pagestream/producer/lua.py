@@ -79,7 +79,7 @@ class Script:
             return server.execute_command(*self.words(key, *args))
 
     def words(self, key: str, *args: Argument) -> tuple[Argument, ...]:
-        """Return the command of a call, for a pipeline: a `NoScriptError` is the caller's."""
+        """Return the command of a call; who sends it, in a pipeline, may meet `NoScriptError`."""
         return "EVALSHA", self.sha, 1, key, *args
 
     async def run(self, server: AsyncServer, key: str, *args: Argument) -> Any:

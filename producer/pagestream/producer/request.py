@@ -172,6 +172,8 @@ def build_request(
         body = encode_payload(payload)
     except (msgspec.MsgspecError, TypeError) as error:
         raise InvalidRequest(f"the request has a value of the wrong type: {error}") from error
+    except RecursionError as error:
+        raise InvalidRequest(f"a message is nested too deeply: {error}") from error
     owner = given.get("tenant", tenant)
     if not isinstance(owner, str):
         raise InvalidRequest(f"tenant={owner!r} is not a string")
