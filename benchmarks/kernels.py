@@ -326,7 +326,7 @@ def cases() -> Iterator[Case]:
     yield from (prefill_attention_case(*shape, *heads) for shape, heads in product(PREFILL, HEADS))
     yield from (query_tiles_case(*shape) for shape in ((16, 512), (256, 32)))
     yield from (linear_case(n, *weight) for n, weight in product((1, 16, 64, 256), WEIGHTS))
-    yield from (linear_silu_mul_case(n, 4096, 14336) for n in (1, 16, 64, 256))
+    yield from (linear_silu_mul_case(n, 4096, 14336) for n in (1, 16, 64, 256, 1024, 8192))
     yield from (batch_layout_case(*shape) for shape in ((1, 1), (256, 1), (16, 512), (1, 8192)))
     yield from (sample_case(n, 128256, columns) for n, columns in product((1, 64, 256), DRAWS))
 

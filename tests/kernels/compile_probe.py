@@ -143,6 +143,7 @@ CASES: dict[str, Callable[[], object]] = {
     "linear_silu_mul 1 x 4096": lambda: product(linear_silu_mul, 1, 4096, 28672),
     "linear_silu_mul 16 x 1024": lambda: product(linear_silu_mul, 16, 1024, 6144),
     "linear_silu_mul 64 x 4096": lambda: product(linear_silu_mul, 64, 4096, 28672),
+    "linear_silu_mul 1024 x 2048": lambda: product(linear_silu_mul, 1024, 2048, 8192),
     "silu_mul 14336": lambda: silu_mul(torch.empty(4, 28672, dtype=BF16)),
     "batch_layout": layout,
     "kv_splits": splits,

@@ -68,10 +68,11 @@ def test_every_kernel_fits_where_a_program_has_less_shared_memory(tmp_path):
         assert kernel["shared_bytes"] <= CONSUMER_SHARED_BYTES, kernel
 
 
-def test_prefill_uses_the_tensor_cores_of_a_warpgroup(report):
-    prefill = [k for k in report if k["kernel"] == "_prefill_attention_kernel"]
-    assert len(prefill) == 8
-    for kernel in prefill:
+def test_kernels_of_many_tokens_use_the_tensor_cores_of_a_warpgroup(report):
+    names = ["_prefill_attention_kernel", "_many_rows_kernel"]
+    many = [kernel for kernel in report if kernel["kernel"] in names]
+    assert [kernel["kernel"] for kernel in many] == [names[0]] * 8 + [names[1]]
+    for kernel in many:
         assert kernel["wgmma"], kernel
 
 

@@ -26,6 +26,7 @@ CPU = {"device": "cpu", "dtype": torch.float32}
 norm = partial(check_rms_norm, tokens=3, hidden=100, residual=True, **CPU)
 silu = partial(check_silu_mul, tokens=2, intermediate=50, **CPU)
 gated = partial(check_linear_silu_mul, rows=3, inputs=300, intermediate=70, bias=True, **CPU)
+many = partial(check_linear_silu_mul, rows=300, inputs=304, intermediate=136, bias=True, **CPU)
 rope = partial(
     check_rope_and_cache, heads=9, kv_heads=3, head_dim=64, rotary_dim=48, norm=True, **CPU
 )
@@ -54,11 +55,19 @@ MISTAKES = [
     ("_few_rows", gated, "outputs.to(tl.int64) * weight_stride", "outputs.to(tl.int64) * 0"),
     ("_few_rows", gated, "weight_row + at, mask=at < inputs", "weight_row + at, mask=at < begin"),
     ("_few_rows", gated, "output < outputs", "output < outputs - 1"),
-    ("_few_rows", gated, "tl.exp(-result)", "tl.exp(result)"),
-    ("_few_rows", gated, "* up_out", ""),
+    ("_few_rows", gated, "silu_times(result, up_out)", "silu_times(up_out, result)"),
+    ("_few_rows", gated, "silu_times(result, up_out)", "silu_times(result, result)"),
     ("_few_rows", gated, "acc += tl.load", "acc -= tl.load"),
     ("_few_rows", gated, "range(0, inputs, INPUTS_BLOCK)", "range(0, inputs - INPUTS_BLOCK, INPUTS_BLOCK)"),
     ("_few_rows", gated, "row.to(tl.int64)[:, None] * x_stride", "row.to(tl.int64)[:, None] * inputs"),
+    ("_many_rows", many, "permute(0, 2, 1)", "permute(0, 1, 2).reshape(ROWS_BLOCK, OUTPUTS_BLOCK, 2)"),
+    ("_many_rows", many, "silu_times(gate.to(dtype), up.to(dtype))", "silu_times(up.to(dtype), gate.to(dtype))"),
+    ("_many_rows", many, "rows_tiles - first, band)", "band, band)"),
+    ("_many_rows", many, "in_band % height", "in_band // height"),
+    ("_many_rows", many, "in_band // height", "in_band % height"),
+    ("_many_rows", many, "range(0, inputs, INPUTS_BLOCK)", "range(0, inputs - INPUTS_BLOCK, INPUTS_BLOCK)"),
+    ("_many_rows", many, "tl.num_programs(0), flatten", "tl.num_programs(0) + 1, flatten"),
+    ("_many_rows", many, "unflatten(0, (2, outputs))", "unflatten(0, (outputs, 2)).mT.reshape(2, outputs, inputs)"),
     ("rope_and_cache", rope, "tl.where(dims < HALF, -sin, sin)", "tl.where(dims < HALF, sin, -sin)"),
     ("rope_and_cache", rope, "cos_sin_ptr + HALF + dims % HALF", "cos_sin_ptr + dims % HALF"),
     ("rope_and_cache", rope, "turns = dims < ROTARY_DIM", "turns = dims < HEAD_DIM"),
@@ -131,6 +140,7 @@ MISTAKES = [
 OPTIONS = {
     "decode_attention": {"splitting": Splitting(128, 20)},
     "_few_rows": {"tile": Tile(16, 128, 2, 4), "gated": True},
+    "_many_rows": {"rows_block": 16, "outputs_block": 16, "inputs_block": 128},
 }
 
 

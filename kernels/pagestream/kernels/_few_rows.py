@@ -23,6 +23,7 @@ from ._triton import (
     triton,
     wait_for_inputs,
 )
+from .silu_mul import silu_times
 
 
 class Tile(NamedTuple):
@@ -150,10 +151,10 @@ def _prefetch(weight_ptr, first, outputs, inputs, stride, ROWS: tl.constexpr, AH
 
 @triton.jit
 def _rounded_sum(acc, bias_ptr, output, inside, dtype: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """The layer's outputs in its dtype, fp32 again."""
+    """The layer's outputs in its dtype."""
     if HAS_BIAS:
         acc += tl.load(bias_ptr + output, mask=inside, other=0.0).to(tl.float32)[:, None]
-    return acc.to(dtype).to(tl.float32)
+    return acc.to(dtype)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -216,6 +217,6 @@ def _few_rows_kernel(
     result = _rounded_sum(acc, bias_ptr, output, inside, dtype, HAS_BIAS)
     if GATED:
         up_out = _rounded_sum(up_acc, bias_ptr + outputs, output, inside, dtype, HAS_BIAS)
-        result = (result / (tl.exp(-result) + 1.0)).to(dtype).to(tl.float32) * up_out
+        result = silu_times(result, up_out)
     out_at = row.to(tl.int64)[None, :] * outputs + output[:, None]
-    tl.store(out_ptr + out_at, result.to(dtype), mask=inside[:, None] & (row < rows)[None, :])
+    tl.store(out_ptr + out_at, result, mask=inside[:, None] & (row < rows)[None, :])

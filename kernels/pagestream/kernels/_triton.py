@@ -31,12 +31,15 @@ if TYPE_CHECKING:
         constexpr = Any
 
     class triton(metaclass=_AnyName): ...
+
+    class TensorDescriptor(metaclass=_AnyName): ...
 else:
     try:
         import triton
         import triton.language as tl
+        from triton.tools.tensor_descriptor import TensorDescriptor
     except ModuleNotFoundError:
-        triton = tl = _Absent()
+        triton = tl = TensorDescriptor = _Absent()
 
 KERNELS_ON_CPU = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's interpreter runs the kernels on CPU tensors (fp32 and fp16 only: it computes bf16
@@ -99,6 +102,18 @@ def _shared_bytes(device: torch.device) -> int:
         return _HOPPER_SHARED_BYTES
     properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
     return properties["max_shared_mem"]
+
+
+_HOPPER_PROCESSORS = 132
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of this GPU."""
+    if device.type != "cuda":
+        return _HOPPER_PROCESSORS
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    return properties["multiprocessor_count"]
 
 
 def fitting_tiles(tiles: int, tile_bytes: int, kept_bytes: int, device: torch.device) -> int:

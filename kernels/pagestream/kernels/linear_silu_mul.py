@@ -2,8 +2,9 @@
 
     out = dtype(silu(gate)) * up,  gate and up the halves of dtype(x @ weight.T + bias)
 
-For few rows one kernel does both and the projection's output never leaves the chip; more rows are
-`linear` and `silu_mul` one after the other. The module knows nothing of the layer around it.
+For few rows and for many one kernel does both and the projection's output never leaves the chip;
+between them `linear` and `silu_mul` follow each other. The module knows nothing of the layer around
+it.
 
 Source: Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202, eq. 5 (SwiGLU).
 """
@@ -11,6 +12,7 @@ Source: Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202, eq. 5 (Sw
 from torch import Tensor
 
 from ._few_rows import few_rows, few_rows_tile
+from ._many_rows import many_rows, takes_many_rows
 from ._products import Products
 from .linear import linear, linear_reference
 from .silu_mul import silu_mul, silu_mul_reference
@@ -34,4 +36,6 @@ def linear_silu_mul(
     assert len(weight) % 2 == 0, f"gate_up {tuple(weight.shape)}"
     if tile := few_rows_tile(x, weight, gated=True):
         return few_rows(x, weight, bias, tile, gated=True)
+    if takes_many_rows(x, weight):
+        return many_rows(x, weight, bias)
     return silu_mul(linear(x, weight, bias, products))

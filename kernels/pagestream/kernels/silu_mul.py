@@ -60,6 +60,14 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
+def silu_times(gate, up) -> tl.tensor:
+    """silu(gate) * up in their dtype; silu is rounded to it before the product."""
+    wide = gate.to(tl.float32)
+    silu = (wide / (tl.exp(-wide) + 1.0)).to(gate.dtype).to(tl.float32)
+    return (silu * up.to(tl.float32)).to(gate.dtype)
+
+
+@triton.jit
 def _silu_mul_kernel(
     out_ptr,  # [tokens, intermediate]
     gate_up_ptr,  # [tokens, 2 * intermediate]
@@ -76,7 +84,5 @@ def _silu_mul_kernel(
     inside = columns < INTERMEDIATE
     gate_ptr = gate_up_ptr + token * gate_up_stride + columns
     gate = tl.load(gate_ptr, mask=inside, other=0.0)
-    up = tl.load(gate_ptr + INTERMEDIATE, mask=inside, other=0.0).to(tl.float32)
-    wide = gate.to(tl.float32)
-    silu = (wide / (tl.exp(-wide) + 1.0)).to(gate.dtype).to(tl.float32)
-    tl.store(out_ptr + token * INTERMEDIATE + columns, (silu * up).to(gate.dtype), mask=inside)
+    up = tl.load(gate_ptr + INTERMEDIATE, mask=inside, other=0.0)
+    tl.store(out_ptr + token * INTERMEDIATE + columns, silu_times(gate, up), mask=inside)
