@@ -19,7 +19,7 @@ from .silu_mul import silu_times
 _MIN_ROWS = 768
 """Fewer make too few tiles: at 512 and 640 rows of an 8B model cuBLAS was 1 to 2 % faster."""
 _MIN_PRODUCTS = 1 << 34
-"""Below, a layer of many rows takes the host longer than the GPU, and three descriptors more so."""
+"""Fewer are over before the host has launched the next kernel, which its descriptors delay."""
 _ROWS_BLOCK, _OUTPUTS_BLOCK, _INPUTS_BLOCK, _STAGES = 128, 128, 64, 3
 
 
