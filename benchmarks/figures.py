@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DUMMY = "--load-format dummy --max-model-len 8192"
 LLAMA = "--model benchmarks/models/llama-3.1-8b"
 M8 = f"{LLAMA} {DUMMY}"
-M06 = f"--model benchmarks/models/qwen3-0.6b {DUMMY}"
+QWEN = "--model benchmarks/models/qwen3-0.6b"
+M06 = f"{QWEN} {DUMMY}"
 DECODES = "latency --context 480 --batch-sizes 1 8 32 64 128 256"
 PROMPTS = (
     "throughput --dataset random --requests 256 --input-len 512 --output-len 1 "
@@ -90,8 +91,10 @@ FIGURES = {
     "share-8b": Figure(f"serve --dataset share --repeats 2 {M8}", tokens_per_s),
     "share-0.6b": Figure(f"serve --dataset share --repeats 2 {M06}", tokens_per_s),
     "alone": Figure(f"throughput --dataset nano --repeats 2 {M8}", tokens_per_s),
+    "alone-0.6b": Figure(f"throughput --dataset nano --repeats 2 {M06}", tokens_per_s),
     "deterministic": Figure(f"serve --dataset nano --repeats 2 --deterministic {M8}", tokens_per_s),
     "prompts": Figure(f"{PROMPTS} {M8}", seconds),
+    "prompts-0.6b": Figure(f"{PROMPTS} {M06}", seconds),
     "first64": Figure(f"throughput --dataset nano --requests 64 --repeats 2 {M8}", tokens_per_s),
     "static64": Figure(f"{STATIC} --requests 64", tokens_per_s),
     "static": Figure(STATIC, tokens_per_s),
@@ -100,6 +103,7 @@ FIGURES = {
     "first-token-0ms": Figure(f"idle_latency.py --pause-ms 0 {M06}", lines=4),
     "readers": Figure(f"many_readers.py --readers 1 8 --repeats 2 {M8}", lines=4),
     "busy": Figure(f"profile_steps.py --workload nano {LLAMA}", lines=100),
+    "busy-0.6b": Figure(f"profile_steps.py --workload nano {QWEN}", lines=100),
     "kernels": Figure("kernels.py", lines=400),
 }
 
