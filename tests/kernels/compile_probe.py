@@ -204,7 +204,7 @@ def main() -> None:
 
     JITFunction.run = compile_only
     _triton.KERNELS_ON_CPU = True
-    _triton._shared_bytes = lambda device: shared_bytes
+    _triton._properties = lambda device: _triton.HOPPER | {"max_shared_mem": shared_bytes}
     report = []
     for case, launch in CASES.items():
         compiled.clear()

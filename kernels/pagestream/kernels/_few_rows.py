@@ -17,7 +17,7 @@ from torch import Tensor
 from ._triton import (
     fitting_tiles,
     overlapping_launch,
-    runs_kernel,
+    runs_product,
     start_dependents,
     tl,
     triton,
@@ -79,13 +79,7 @@ def _gated_tile_for(rows: int, outputs: int, inputs: int) -> Tile | None:
 
 def few_rows_tile(x: Tensor, weight: Tensor, *, gated: bool = False) -> Tile | None:
     """The tile for these operands, or None where another op multiplies them."""
-    if not runs_kernel(x) or not len(x):
-        return None
-    if x.is_cuda and x.dtype not in (torch.bfloat16, torch.float16):
-        return None
-    if not x.stride(1) == weight.stride(1) == 1:
-        return None
-    return tile_for(len(x), *weight.shape, gated=gated)
+    return tile_for(len(x), *weight.shape, gated=gated) if runs_product(x, weight) else None
 
 
 def few_rows(

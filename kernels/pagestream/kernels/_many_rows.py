@@ -13,7 +13,7 @@ Source: NVIDIA, "CUDA Programming Guide", the tensor memory accelerator and warp
 import torch
 from torch import Tensor
 
-from ._triton import TensorDescriptor, fitting_tiles, processors, runs_kernel, tl, triton
+from ._triton import TensorDescriptor, fitting_tiles, processors, runs_product, tl, triton
 from .silu_mul import silu_times
 
 _MIN_ROWS = 768
@@ -25,17 +25,17 @@ _ROWS_BLOCK, _OUTPUTS_BLOCK, _INPUTS_BLOCK, _STAGES = 128, 128, 64, 3
 
 def takes_many_rows(x: Tensor, weight: Tensor) -> bool:
     """Whether `many_rows` multiplies these operands faster than cuBLAS and `silu_mul` do."""
-    rows = len(x)
-    if not runs_kernel(x) or rows < _MIN_ROWS or rows * weight.numel() < _MIN_PRODUCTS:
+    if len(x) < _MIN_ROWS or len(x) * weight.numel() < _MIN_PRODUCTS:
         return False
-    if x.dtype not in (torch.bfloat16, torch.float16) or not x.stride(1) == weight.stride(1) == 1:
+    if not runs_product(x, weight):
         return False
     # The tensor memory accelerator takes rows that begin at multiples of 16 bytes.
-    row_bytes = (2 * n for n in (x.stride(0), weight.stride(0), len(weight) // 2))
+    size = x.element_size()
+    row_bytes = (size * n for n in (x.stride(0), weight.stride(0), len(weight) // 2))
     if any(n % 16 for n in (x.data_ptr(), weight.data_ptr(), *row_bytes)):
         return False
-    tile_bytes = 2 * (_ROWS_BLOCK + 2 * _OUTPUTS_BLOCK) * _INPUTS_BLOCK
-    kept_bytes = 2 * _ROWS_BLOCK * _OUTPUTS_BLOCK
+    tile_bytes = size * (_ROWS_BLOCK + 2 * _OUTPUTS_BLOCK) * _INPUTS_BLOCK
+    kept_bytes = size * _ROWS_BLOCK * _OUTPUTS_BLOCK
     return fitting_tiles(_STAGES, tile_bytes, kept_bytes, x.device) == _STAGES
 
 

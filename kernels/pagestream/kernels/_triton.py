@@ -63,6 +63,18 @@ def runs_kernel(tensor: Tensor) -> bool:
     return tensor.is_cuda or KERNELS_ON_CPU
 
 
+def runs_product(x: Tensor, weight: Tensor) -> bool:
+    """Whether a kernel can multiply x [rows, inputs] and weight [outputs, inputs].
+
+    On a GPU it is for 16 bits only; fp32 is cuBLAS's.
+    """
+    if not runs_kernel(x) or not len(x):
+        return False
+    if x.is_cuda and x.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return x.stride(1) == weight.stride(1) == 1
+
+
 _FEW_ROWS = 64
 
 
@@ -91,34 +103,28 @@ def overlapping_launch(rows: int) -> dict[str, bool]:
     return {"PDL": True, "launch_pdl": True} if early else {"PDL": False}
 
 
-_HOPPER_SHARED_BYTES = 227 << 10
-"""Of a processor's shared memory what one program may have, on the GPUs that all is tuned for."""
+HOPPER = {"max_shared_mem": 227 << 10, "multiprocessor_count": 132}
+"""Of the GPUs that all is tuned for: shared memory that one program may have, and processors. A
+consumer's has 99 KiB."""
 
 
 @functools.cache
-def _shared_bytes(device: torch.device) -> int:
-    """The same on this GPU; a consumer's has 99 KiB."""
+def _properties(device: torch.device) -> dict[str, int]:
+    """What `HOPPER` says, of this GPU."""
     if device.type != "cuda":
-        return _HOPPER_SHARED_BYTES
-    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
-    return properties["max_shared_mem"]
+        return HOPPER
+    return triton.runtime.driver.active.utils.get_device_properties(device.index)
 
 
-_HOPPER_PROCESSORS = 132
-
-
-@functools.cache
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of this GPU."""
-    if device.type != "cuda":
-        return _HOPPER_PROCESSORS
-    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
-    return properties["multiprocessor_count"]
+    return _properties(device)["multiprocessor_count"]
 
 
 def fitting_tiles(tiles: int, tile_bytes: int, kept_bytes: int, device: torch.device) -> int:
     """At most `tiles` that a program has shared memory for, beside what it keeps; at least one."""
-    return max(min(tiles, (_shared_bytes(device) - kept_bytes) // tile_bytes), 1)
+    shared_bytes = _properties(device)["max_shared_mem"]
+    return max(min(tiles, (shared_bytes - kept_bytes) // tile_bytes), 1)
 
 
 @triton.jit
