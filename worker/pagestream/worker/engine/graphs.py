@@ -17,11 +17,18 @@ SHORT_CONTEXT_TOKENS = 4096
 """Contexts up to this many tokens get graphs of their own, with a smaller attention grid."""
 
 MIXED_TOKENS = (*range(64, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256))
-"""Sizes of captured steps that hold prefills. Beyond the last, launching one kernel after the other
-keeps up with the device."""
+"""Sizes of captured steps that hold prefills."""
+
+LARGE_TOKENS = (3072, 4096, 6144, 8192, 12288, 16384)
+"""More such sizes, and the largest step's own, for models so small that a layer of so many tokens
+takes the device no longer than `LAUNCHED_PRODUCTS` do. For others launching one kernel after the
+other keeps up with the device."""
+
+LAUNCHED_PRODUCTS = 1 << 37
+"""Multiplications that take an H200 0.4 ms, in which the host launches a layer's kernels."""
 
 MIXED_PREFILLS = 32
-"""Prefills of such a step, at most."""
+"""Prefills of a step of up to `MIXED_TOKENS`, at most; larger ones hold one per 128 tokens."""
 
 MIXED_SEQS = 256
 """Sequences of such a step; where more can run there is a second graph, for as many as that. Each
@@ -43,12 +50,23 @@ def decode_buckets(max_running: int, step: int = 8) -> list[int]:
     return [*sorted(size for size in fine | coarse if size < max_running), max_running]
 
 
+def mixed_buckets(max_step_tokens: int, layer_products: int) -> list[int]:
+    """Numbers of tokens to capture with prefills among them, by a token's products in a layer."""
+    sizes = {tokens for tokens in MIXED_TOKENS if tokens <= max_step_tokens}
+    if max_step_tokens > MIXED_TOKENS[-1]:
+        large = {tokens for tokens in LARGE_TOKENS if tokens < max_step_tokens} | {max_step_tokens}
+        sizes |= {tokens for tokens in large if tokens * layer_products <= LAUNCHED_PRODUCTS}
+    return sorted(sizes)
+
+
 class StepGraphs:
     """Captured steps by their shape."""
 
-    def __init__(self, max_running: int, max_model_tokens: int, max_step_tokens: int) -> None:
+    def __init__(
+        self, max_running: int, max_model_tokens: int, max_step_tokens: int, layer_products: int
+    ) -> None:
         self._max_running = max_running
-        self._mixed = [tokens for tokens in MIXED_TOKENS if tokens <= max_step_tokens]
+        self._mixed = mixed_buckets(max_step_tokens, layer_products)
         short = min(SHORT_CONTEXT_TOKENS, max_model_tokens)
         # Bound on the context -> numbers of sequences; the short bound first.
         self._decodes = {short: decode_buckets(max_running)}
@@ -76,12 +94,11 @@ class StepGraphs:
             sizes = self._decodes[bound]
             return _decode_shape(sizes[bisect_left(sizes, shape.num_seqs)], bound)
         tokens = next((size for size in self._mixed if size >= shape.num_tokens), None)
-        if tokens is None or shape.max_prefills > MIXED_PREFILLS:
-            return None
-        if shape.max_kv_len > self._short_bound:
+        if tokens is None or shape.max_kv_len > self._short_bound:
             return None
         seqs = next(size for size in self._mixed_seqs(tokens) if size >= shape.num_seqs)
-        return self._mixed_shape(tokens, seqs)
+        captured = self._mixed_shape(tokens, seqs)
+        return captured if shape.max_prefills <= captured.max_prefills else None
 
     def capture(self, shape: StepShape, step: Callable[[StepShape], Tensor]) -> None:
         """Capture `step` for a shape whose numbers have been staged, and which has run once.
@@ -108,7 +125,8 @@ class StepGraphs:
         return sorted({min(MIXED_SEQS, most), most})
 
     def _mixed_shape(self, tokens: int, seqs: int) -> StepShape:
-        return StepShape(seqs, tokens, True, min(seqs, MIXED_PREFILLS), self._short_bound)
+        prefills = max(MIXED_PREFILLS, tokens // 128)
+        return StepShape(seqs, tokens, True, min(seqs, prefills), self._short_bound)
 
 
 def _decode_shape(seqs: int, bound: int) -> StepShape:

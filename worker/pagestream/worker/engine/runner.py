@@ -109,13 +109,15 @@ class Runner:
     @torch.inference_mode()
     def capture_graphs(self, max_running: int, max_model_tokens: int, max_step_tokens: int) -> None:
         """Capture whole steps, model to sampler, for every shape of the graphs."""
-        self._graphs = StepGraphs(max_running, max_model_tokens, max_step_tokens)
+        self._graphs = StepGraphs(
+            max_running, max_model_tokens, max_step_tokens, self._model.layer_products
+        )
         shapes = list(self._graphs.shapes())
         # First each one as it is: kernels compile, libraries set themselves up, products are timed.
         # A few layers do it for all.
         samples = self._model.samples()
         with self._model.learning():
-            # Steps full of prefills are of one size, too, though no graph holds them.
+            # Steps full of prefills are of one size, too, even where no graph holds them.
             self._step(self._batch.stage_prefill_of_nobody(max_step_tokens), samples)
             # Nobody's step of the most sequences holds nobody's step of fewer.
             self._batch.stage(Plan(), max(shapes, key=lambda shape: shape.num_seqs))

@@ -97,6 +97,11 @@ class Model:
         return self.rope.cache_salt(prompt_tokens)
 
     @property
+    def layer_products(self) -> int:
+        """Multiplications of a token in a layer's projections."""
+        return sum(projection.weight.numel() for projection in self.layers[0].projections())
+
+    @property
     def weight_bytes(self) -> int:
         """Device memory that the parameters take."""
         return sum(parameter.nbytes for parameter in self.parameters())
