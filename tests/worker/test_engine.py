@@ -6,6 +6,7 @@ import triton
 from tiny_engine import assert_greedy, engine_for, expected, greedy, ragged_prompts, run
 from tiny_models import FAMILIES, make_checkpoint
 
+from pagestream.worker.engine.graphs import StepGraphs
 from pagestream.worker.messages import Add, Sampling
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -96,6 +97,27 @@ def test_on_a_gpu_deterministic_makes_a_request_know_no_other(tmp_path):
     assert_the_same_alone_and_among_64(
         tmp_path, sampling_of, 7, device="cuda", dtype="bfloat16", deterministic=True
     )
+
+
+@pytest.mark.gpu
+def test_a_step_full_of_prompts_replays_a_graph_of_its_size(tmp_path, monkeypatch):
+    model = make_checkpoint("qwen3", tmp_path)
+    prompts = ragged_prompts([100 + 4 * n for n in range(30)])
+    wanted = [expected(model, prompt, 10) for prompt in prompts]
+    engine = engine_for(
+        tmp_path, device="cuda", dtype="float32", max_running=30, max_step_tokens=8192,
+        num_blocks=600,
+    )  # fmt: skip
+    replay, replayed = StepGraphs.replay, []
+
+    def replay_and_note(graphs, shape):
+        replayed.append(shape.num_tokens)
+        return replay(graphs, shape)
+
+    monkeypatch.setattr(StepGraphs, "replay", replay_and_note)
+    assert_greedy(engine, prompts, wanted, 10)
+    assert sum(map(len, prompts)) == 4740
+    assert replayed == [6144, *[30] * 9]
 
 
 @pytest.mark.gpu
