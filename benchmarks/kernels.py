@@ -346,7 +346,7 @@ def measure(case: Case, bytes_per_us: float, matrix_flops_per_us: float) -> Resu
 
 def machine() -> dict[str, str]:
     """What a figure is worth nothing without."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
+    command = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     gpu, cuda = torch.cuda.get_device_name(), str(torch.version.cuda)
     return {"gpu": gpu, "torch": torch.__version__, "cuda": cuda, "commit": commit}
