@@ -14,11 +14,11 @@ keys and values that lie in a row, not in blocks.
 import argparse
 import itertools
 import json
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from timing import Launch, copy_bytes_per_us, flops_per_us, ints, randn, time_us
@@ -42,6 +42,7 @@ from pagestream.kernels import (
 from pagestream.kernels.rms_norm import rms_norm_reference
 from pagestream.kernels.rope_and_cache import rope_and_cache_reference
 from pagestream.kernels.silu_mul import silu_mul_reference
+from pagestream.worker.bench.facts import machine
 
 BLOCK_SIZE = 16
 HEAD_DIM = 128
@@ -344,14 +345,6 @@ def measure(case: Case, bytes_per_us: float, matrix_flops_per_us: float) -> Resu
     )  # fmt: skip
 
 
-def machine() -> dict[str, str]:
-    """What a figure is worth nothing without."""
-    command = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    gpu, cuda = torch.cuda.get_device_name(), str(torch.version.cuda)
-    return {"gpu": gpu, "torch": torch.__version__, "cuda": cuda, "commit": commit}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the ops named on the command line, or all."""
     known = sorted({case.op for case in cases()})
@@ -364,7 +357,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not torch.cuda.is_available():
         parser.error("these are measurements of a GPU, and there is none")
     bytes_per_us, matrix_flops_per_us = copy_bytes_per_us(), flops_per_us()
-    print(machine())
+    here = machine()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, commit {here.commit}")
     print(f"copy {bytes_per_us / 1e6:.2f} TB/s, matrix {matrix_flops_per_us / 1e6:.0f} TFLOP/s\n")
     print(
         f"{'op':18}{'shape':42}{'µs':>10}{'reference':>10}{'torch':>10}{'TB/s':>8}{'TFLOP/s':>9}{'roof':>7}"
@@ -384,7 +378,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.cuda.empty_cache()
     if options.json:
         limits = {"copy_tb_per_s": bytes_per_us / 1e6, "tflops": matrix_flops_per_us / 1e6}
-        report = machine() | limits | {"results": [asdict(result) for result in results]}
+        rows = [asdict(result) for result in results]
+        report = {"machine": msgspec.to_builtins(here), **limits, "results": rows}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 

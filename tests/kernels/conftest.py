@@ -6,7 +6,6 @@ process of their own, and every other process leaves them out, as that one leave
 """
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,6 +15,8 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "interpreter: runs Triton kernels on the CPU")
+    # Then what a kernel leaves out is NaN, not what its memory held before: that may be right.
+    torch.use_deterministic_algorithms(INTERPRETING)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -32,11 +33,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _nothing_is_right_by_chance() -> Iterator[None]:
-    """What a kernel leaves out is NaN on the CPU, not what its memory held before."""
-    torch.use_deterministic_algorithms(INTERPRETING)  # then torch fills what is allocated
-    yield
-    torch.use_deterministic_algorithms(False)

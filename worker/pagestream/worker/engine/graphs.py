@@ -52,11 +52,10 @@ def decode_buckets(max_running: int, step: int = 8) -> list[int]:
 
 def mixed_buckets(max_step_tokens: int, layer_products: int) -> list[int]:
     """Numbers of tokens to capture with prefills among them, by a token's products in a layer."""
-    sizes = {tokens for tokens in MIXED_TOKENS if tokens <= max_step_tokens}
-    if max_step_tokens > MIXED_TOKENS[-1]:
-        large = {tokens for tokens in LARGE_TOKENS if tokens < max_step_tokens} | {max_step_tokens}
-        sizes |= {tokens for tokens in large if tokens * layer_products <= LAUNCHED_PRODUCTS}
-    return sorted(sizes)
+    sizes = [tokens for tokens in MIXED_TOKENS if tokens <= max_step_tokens]
+    most = min(max_step_tokens, LAUNCHED_PRODUCTS // layer_products)
+    large = {tokens for tokens in (*LARGE_TOKENS, max_step_tokens) if tokens <= most}
+    return [*sizes, *sorted(tokens for tokens in large if tokens > MIXED_TOKENS[-1])]
 
 
 class StepGraphs:
