@@ -172,6 +172,7 @@ def resources(kernel: Any, capability: int) -> dict[str, Any]:
     assert registers, f"unexpected words from ptxas: {said}"
     ptx = kernel.asm["ptx"]
     before_wait = ptx.partition("griddepcontrol.wait")[0]
+    before_last_wait = kernel.asm["ttgir"].rpartition("griddepcontrol.wait")[0]
     return {
         "kernel": kernel.metadata.name,
         "warps": kernel.metadata.num_warps,
@@ -183,6 +184,8 @@ def resources(kernel: Any, capability: int) -> dict[str, Any]:
         "waits": before_wait != ptx,
         "reads_before_wait": len(re.findall(r"\b(?:ld\.global|cp\.async\.c[ag])", before_wait)),
         "writes_before_wait": len(re.findall(r"\b(?:st|atom|red)\.global", before_wait)),
+        "stages": kernel.metadata.num_stages,
+        "copies_before_last_wait": before_last_wait.count("async_copy_global_to_local"),
     }
 
 

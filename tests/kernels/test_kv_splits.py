@@ -32,8 +32,9 @@ def cut(lengths, splitting, device, window=None, longer=0):
     used = [item for item in items if item[4]]
     assert items[: len(used)] == used, "what is left over is behind"
     pieces = [[] for _ in lengths]
-    for place, (seq, row, begin, end, count) in enumerate(used):
+    for place, (seq, row, begin, end, count, has_newest) in enumerate(used):
         assert row == seq + 10
+        assert has_newest == (end == lengths[seq])
         first, in_all = places[seq]
         assert place == first + len(pieces[seq]), "a sequence's pieces are neighbours, in order"
         assert count == in_all
@@ -76,7 +77,7 @@ def test_what_is_fixed_depends_on_the_sequence_alone(device):
 
 @pytest.mark.parametrize(
     ("head_dim", "seqs", "at_once"),
-    [(128, 1, 132), (128, 6, 132), (128, 12, 396), (64, 6, 528), (64, 20, 924), (256, 12, 396)],
+    [(128, 1, 132), (128, 8, 264), (128, 20, 396), (64, 2, 264), (64, 20, 528), (256, 12, 264)],
 )
 def test_few_sequences_are_cut_to_fill_the_device_at_once(head_dim, seqs, at_once):
     """Not with more pieces than it runs at once, however they round."""

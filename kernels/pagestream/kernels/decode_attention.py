@@ -1,10 +1,11 @@
 """Attention of one new token a sequence over its paged cache: bound by bandwidth.
 
 Split-KV, one program a (piece of a context, kv head): the query heads that share a kv head are
-packed in the M axis of one matrix product. Keys and values are on their way some tiles ahead, and
-the ids of their blocks one more. A sequence's only piece is its output; several are merged in their
-order. The module knows nothing of prompts (prefill_attention.py), of how contexts are cut
-(kv_splits.py) nor of how blocks are given out.
+packed in the M axis of one matrix product. Keys and values are on their way some tiles ahead, the
+first ones even while the kernels in front still run, and the ids of their blocks one more. A
+sequence's only piece is its output; several are merged in their order. The module knows nothing of
+prompts (prefill_attention.py), of how contexts are cut (kv_splits.py) nor of how blocks are given
+out.
 
 Source: Dao et al., "Flash-Decoding for long-context inference" (2023); Kwon et al.,
 "PagedAttention", arXiv:2309.06180; GQA packing as in "The Anatomy of a Triton Attention Kernel",
@@ -118,10 +119,10 @@ def decode_attention(
 
     `max_kv_len` is an upper bound that sizes the grid; nothing depends on device values, so a CUDA
     graph can capture it. `splitting` is the fastest for the batch unless given, and `splits` are
-    `kv_splits` of the same, which serve every layer of a step. They and the block table are
-    `settled` in the sense of `overlapping_launch`, or not: where they are, programs look up their
-    piece while the kernel in front still runs. `arrivals` [>= seqs * kv_heads] int32 must be zeros,
-    and is zeros again afterwards: one serves all layers, too.
+    `kv_splits` of the same, which serve every layer of a step. They, the block table and all keys
+    and values but each sequence's newest are `settled` in the sense of `overlapping_launch`, or
+    not: where they are, programs read them while the kernel in front still runs. `arrivals` [>=
+    seqs * kv_heads] int32 must be zeros, and is zeros again afterwards: one serves all layers, too.
     """
     check_cache(q, k_cache, v_cache)
     if not runs_kernel(q):
@@ -177,6 +178,7 @@ def decode_attention(
             MERGED_AT_ONCE=max(1, _MERGED // (group * dim_block)),
             MERGES_APART=splitting.merges_apart,
             SETTLED=settled,
+            TILES_AHEAD=tiles,
             num_warps=splitting.warps,
             num_stages=1 + tiles,
             **overlapping_launch(len(q)),
@@ -199,7 +201,7 @@ def _decode_attention_kernel(
     k_cache_ptr,  # [blocks, block_size, kv_heads, head_dim]
     v_cache_ptr,  # [blocks, block_size, kv_heads, head_dim]
     block_table_ptr,  # [rows, max_blocks]
-    pieces_ptr,  # [pieces, 5]
+    pieces_ptr,  # [pieces, 6]
     places_ptr,  # [seqs, 2]
     scale_log2e,
     out_stride,
@@ -218,6 +220,7 @@ def _decode_attention_kernel(
     MERGED_AT_ONCE: tl.constexpr,
     MERGES_APART: tl.constexpr,
     SETTLED: tl.constexpr,
+    TILES_AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One program a (piece, kv head); an only piece of a sequence writes the output itself.
@@ -228,13 +231,13 @@ def _decode_attention_kernel(
     start_dependents(PDL)
     if not SETTLED:
         wait_for_inputs(PDL)
-    pieces_ptr += piece * 5
+    pieces_ptr += piece * 6
     seq = tl.load(pieces_ptr).to(tl.int64)
     row = tl.load(pieces_ptr + 1).to(tl.int64)
     begin, end = tl.load(pieces_ptr + 2), tl.load(pieces_ptr + 3)
     if not WINDOWED:
         begin = tl.multiple_of(begin, ALIGN)
-    splits = tl.load(pieces_ptr + 4)
+    splits, has_newest = tl.load(pieces_ptr + 4), tl.load(pieces_ptr + 5)
     block_table_ptr += row * block_table_stride
     k_cache_ptr += kv_head * HEAD_DIM
     v_cache_ptr += kv_head * HEAD_DIM
@@ -243,7 +246,9 @@ def _decode_attention_kernel(
     first_tile = begin // BLOCK_SIZE * BLOCK_SIZE
     blocks_ptr = block_table_ptr + first_tile // BLOCK_SIZE
     block = block_ids(blocks_ptr, lane, first_tile + lane < end, BLOCK_SIZE)
-    if SETTLED:
+    # The loop loads so many tiles before its first turn waits: the newest key must not be there.
+    is_loaded_early = end - first_tile <= TILES_AHEAD * TILE
+    if (splits == 0) | ((has_newest != 0) & is_loaded_early):
         wait_for_inputs(PDL)
     if splits == 0:
         return
@@ -254,7 +259,7 @@ def _decode_attention_kernel(
     in_dim = (dims < HEAD_DIM)[None, :]
     in_out = (group < GROUP)[:, None] & in_dim
     q_at = seq * q_stride + head[:, None] * HEAD_DIM + dims[None, :]
-    q = tl.load(q_ptr + q_at, mask=in_out, other=0.0)
+    q = tl.zeros([GROUP_BLOCK, DIM_BLOCK], q_ptr.dtype.element_ty)
 
     within_block = (lane % BLOCK_SIZE * (KV_HEADS * HEAD_DIM))[:, None] + dims[None, :]
     top = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
@@ -274,6 +279,10 @@ def _decode_attention_kernel(
         k = tl.load(k_cache_ptr + at, mask=in_dim, other=0.0)
         # Past the last key stands what was there before: even NaN, of weight 0, must not count.
         v = tl.load(v_cache_ptr + at, mask=in_dim & inside[:, None], other=0.0)
+        if tile == first_tile:
+            # Here, for in front of the loop it would hold up the first tiles' loads, too.
+            wait_for_inputs(PDL)
+            q = tl.load(q_ptr + q_at, mask=in_out, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         scores = tl.where(inside[None, :], scores, float("-inf"))
         # Every tile holds a key, so the new maximum is finite.
@@ -296,16 +305,38 @@ def _decode_attention_kernel(
         tl.store(partial_ptr + partial_at, attended, mask=in_out)
         tl.store(lse_ptr + place, top + tl.log2(total), mask=group < GROUP)
         if not MERGES_APART:
-            # All threads' stores come before the one that says so; who comes last sees them all.
-            tl.debug_barrier()
-            arrived_ptr = arrivals_ptr + seq * KV_HEADS + kv_head
-            if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == splits - 1:
-                tl.store(arrived_ptr, 0)
-                first = tl.load(places_ptr + seq * 2).to(tl.int64) * KV_HEADS * GROUP
-                member = tl.arange(0, MERGE_GROUP)
-                in_merged = (member < GROUP)[:, None] & in_dim
-                merge_into(
-                    out_ptr + seq * out_stride, partial_ptr + first * HEAD_DIM, lse_ptr + first,
-                    splits, kv_head * GROUP + member, dims, in_merged, KV_HEADS * GROUP, HEAD_DIM,
-                    MERGED_AT_ONCE,
-                )  # fmt: skip
+            member = tl.arange(0, MERGE_GROUP)
+            in_merged = (member < GROUP)[:, None] & in_dim
+            _merge_if_last(
+                out_ptr + seq * out_stride, partial_ptr, lse_ptr,
+                arrivals_ptr + seq * KV_HEADS + kv_head, places_ptr + seq * 2, splits,
+                kv_head * GROUP + member, dims, in_merged, KV_HEADS * GROUP, HEAD_DIM,
+                MERGED_AT_ONCE,
+            )  # fmt: skip
+
+
+@triton.jit
+def _merge_if_last(
+    out_ptr,  # [HEADS, HEAD_DIM], the sequence's
+    partial_ptr,  # [pieces, HEADS, HEAD_DIM] fp32
+    lse_ptr,  # [pieces, HEADS] fp32, log2
+    arrived_ptr,  # of the sequence's kv head
+    place_ptr,  # to the sequence's first piece
+    splits,
+    head,  # [heads]
+    dims,  # [dims]
+    in_out,  # [heads, dims]: which of them there are
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """Merge the sequence's pieces in the program that ends last."""
+    # All threads' stores come before the one that says so; who comes last sees them all.
+    tl.debug_barrier()
+    if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == splits - 1:
+        tl.store(arrived_ptr, 0)
+        first = tl.load(place_ptr).to(tl.int64) * HEADS
+        merge_into(
+            out_ptr, partial_ptr + first * HEAD_DIM, lse_ptr + first, splits, head, dims, in_out,
+            HEADS, HEAD_DIM, AT_ONCE,
+        )  # fmt: skip

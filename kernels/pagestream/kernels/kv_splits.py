@@ -33,8 +33,9 @@ class KvSplits(NamedTuple):
     """The pieces of a step's contexts, on the device."""
 
     pieces: Tensor
-    """[pieces, 5] int32: its sequence, that one's row, the first key and the one behind the last,
-    and how many pieces the sequence has; 0 of those that are left over, which hold no key."""
+    """[pieces, 6] int32: its sequence, that one's row, the first key and the one behind the last,
+    how many pieces the sequence has, and whether this one holds its newest key (1 or 0); from the
+    third on 0 of those that are left over, which hold no key."""
     places: Tensor
     """[seqs, 2] int32: a sequence's first piece, and how many it has."""
 
@@ -92,7 +93,7 @@ class Splitting(NamedTuple):
         return min(seqs * each, seqs + self.parts)
 
 
-FIXED_SPLITTING = Splitting(512, 16, by_sequence=True)
+FIXED_SPLITTING = Splitting(512, 16, by_sequence=True, stages=3)
 """For any batch: what a sequence gives alone it gives among others."""
 
 
@@ -110,55 +111,49 @@ class _Splittings(NamedTuple):
     """For more programs."""
 
 
-_CUT_64 = Splitting(128, 528, stages=4, merges_apart=True)
-_WHOLE_64 = Splitting(512, 528, stages=4)
 _HEADS_TO_64 = _Splittings(
     (
-        (48, _CUT_64),
-        (200, Splitting(128, 924, merges_apart=True)),
-        (264, _CUT_64),
-        (330, Splitting(128, 2772, merges_apart=True)),
-        (450, _CUT_64),
-        (528, _WHOLE_64),
-        (800, Splitting(512, 660, stages=3)),
+        (24, Splitting(128, 264, tile=128, stages=3, merges_apart=True)),
+        (200, Splitting(128, 528, stages=4, merges_apart=True)),
+        (264, Splitting(256, 528, stages=4)),
+        (400, Splitting(256, 660, stages=3)),
     ),
-    _WHOLE_64,
+    Splitting(512, 396, stages=4),
 )
 _HEADS_BELOW_128 = _Splittings(
     (
+        (100, Splitting(128, 264, stages=4, merges_apart=True)),
         (200, Splitting(128, 396, stages=3, merges_apart=True)),
-        (400, Splitting(512, 1188, stages=3, merges_apart=True)),
     ),
     Splitting(512, 792, stages=3),
 )
 _WHOLE_128 = Splitting(512, 396, stages=3)
 _HEADS_OF_128 = _Splittings(
     (
-        (48, Splitting(128, 132, tile=128, warps=8, stages=3, merges_apart=True)),
+        (40, Splitting(128, 132, tile=128, warps=8, stages=3, merges_apart=True)),
+        (100, Splitting(128, 264, stages=4, merges_apart=True)),
         (200, Splitting(128, 396, stages=3, merges_apart=True)),
         (264, Splitting(512, 264, stages=4)),
-        (320, Splitting(256, 396, stages=3, merges_apart=True)),
+        (320, Splitting(512, 792, stages=3)),
         (400, _WHOLE_128),
-        (448, Splitting(512, 528, stages=4)),
-        (528, Splitting(512, 528)),
+        (528, Splitting(512, 528, stages=4)),
     ),
     _WHOLE_128,
 )
 _WHOLE_256 = Splitting(512, 264, tile=32, stages=4)
+_EIGHT_WARPS_256 = Splitting(512, 132, warps=8, stages=3)
 _HEADS_OF_256 = _Splittings(
     (
-        (200, Splitting(128, 396, tile=32, stages=3, merges_apart=True)),
+        (100, Splitting(128, 264, tile=32, stages=4, merges_apart=True)),
+        (150, _EIGHT_WARPS_256),
         (264, _WHOLE_256),
-        (400, Splitting(512, 396, tile=32, stages=3)),
+        (400, _EIGHT_WARPS_256),
     ),
     _WHOLE_256,
 )
 _UNALIGNED_HEADS = _Splittings(
-    (
-        (100, Splitting(128, 396, merges_apart=True)),
-        (400, Splitting(128, 1584, tile=32, merges_apart=True)),
-    ),
-    Splitting(512, 792),
+    ((200, Splitting(128, 396, tile=32, stages=3, merges_apart=True)),),
+    Splitting(512, 792, tile=32, stages=3),
 )
 """Of no multiple of 16 bytes: they come in smaller runs, which cost registers."""
 
@@ -186,11 +181,11 @@ def kv_splits_reference(
     splits = -(-span // tokens.clamp(min=1))
     place = splits.cumsum(0) - splits
     most = splitting.most(len(rows), max_kv_len)
-    pieces = torch.zeros(most, 5, dtype=torch.int32, device=rows.device)
+    pieces = torch.zeros(most, 6, dtype=torch.int32, device=rows.device)
     seq = torch.repeat_interleave(splits)
     begin = first[seq] + (torch.arange(len(seq), device=rows.device) - place[seq]) * tokens[seq]
     end = torch.minimum(begin + tokens[seq], kv_lens[seq])
-    fields = (seq, rows[seq], begin, end, splits[seq])
+    fields = (seq, rows[seq], begin, end, splits[seq], end == kv_lens[seq])
     pieces[: len(seq)] = torch.stack([field.int() for field in fields], dim=1)
     return KvSplits(pieces, torch.stack([place, splits], dim=1).int())
 
@@ -206,7 +201,7 @@ def kv_splits(
     if not runs_kernel(kv_lens):
         return kv_splits_reference(rows, kv_lens, splitting, max_kv_len, window)
     seqs, count = len(rows), splitting.most(len(rows), max_kv_len)
-    pieces = torch.empty((count, 5), dtype=torch.int32, device=rows.device)
+    pieces = torch.empty((count, 6), dtype=torch.int32, device=rows.device)
     places = torch.empty((seqs, 2), dtype=torch.int32, device=rows.device)
     if count:
         _kv_splits_kernel[(1,)](
@@ -232,7 +227,7 @@ def kv_splits(
     do_not_specialize_on_alignment=["rows_ptr", "kv_lens_ptr"],
 )
 def _kv_splits_kernel(
-    pieces_ptr,  # [count, 5]
+    pieces_ptr,  # [count, 6]
     places_ptr,  # [seqs, 2]
     rows_ptr,  # [seqs]
     kv_lens_ptr,  # [seqs]
@@ -269,12 +264,14 @@ def _kv_splits_kernel(
     for split in range(0, tl.max(splits, axis=0)):
         inside = split < splits
         begin = first + split * tokens
-        piece_ptr = pieces_ptr + (place + split) * 5
+        end = tl.minimum(begin + tokens, kv_len)
+        piece_ptr = pieces_ptr + (place + split) * 6
         tl.store(piece_ptr, seq, mask=inside)
         tl.store(piece_ptr + 1, row, mask=inside)
         tl.store(piece_ptr + 2, begin, mask=inside)
-        tl.store(piece_ptr + 3, tl.minimum(begin + tokens, kv_len), mask=inside)
+        tl.store(piece_ptr + 3, end, mask=inside)
         tl.store(piece_ptr + 4, splits, mask=inside)
+        tl.store(piece_ptr + 5, (end == kv_len).to(tl.int32), mask=inside)
     for at in range(tl.sum(splits, axis=0), count, SEQS_BLOCK):
-        for field in tl.static_range(2, 5):
-            tl.store(pieces_ptr + (at + seq) * 5 + field, 0, mask=at + seq < count)
+        for field in tl.static_range(2, 6):
+            tl.store(pieces_ptr + (at + seq) * 6 + field, 0, mask=at + seq < count)
