@@ -30,9 +30,9 @@ LONG = 8000
 MOST_BYTES = 600_000_000
 """Of keys and values in a batch: beyond, all splittings read much the same."""
 KERNELS = {
-    64: ((64, 4, 4, 528), (64, 4, 3, 660), (64, 4, 2, 924)),
-    128: ((128, 8, 3, 132), (64, 4, 4, 264), (64, 4, 3, 396), (64, 4, 2, 528)),
-    256: ((32, 4, 4, 264), (32, 4, 3, 396)),
+    64: ((128, 4, 3, 264), (64, 4, 4, 528), (64, 4, 3, 660)),
+    128: ((128, 4, 3, 132), (64, 4, 4, 264), (64, 4, 3, 396), (32, 4, 3, 396)),
+    256: ((64, 8, 3, 132), (32, 4, 4, 264)),
 }
 """By the most dimensions: tile, warps, stages, and how many programs an H200 runs at once so."""
 WAVES = (1, 2, 3)

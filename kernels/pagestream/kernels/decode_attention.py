@@ -177,7 +177,8 @@ def decode_attention(
             MERGE_GROUP=group,
             MERGED_AT_ONCE=max(1, _MERGED // (group * dim_block)),
             MERGES_APART=splitting.merges_apart,
-            SETTLED=settled,
+            # Queries that come later take registers from all turns: fp32 has none left.
+            READS_AHEAD=settled and q.element_size() == 2,
             TILES_AHEAD=tiles,
             num_warps=splitting.warps,
             num_stages=1 + tiles,
@@ -219,7 +220,7 @@ def _decode_attention_kernel(
     MERGE_GROUP: tl.constexpr,
     MERGED_AT_ONCE: tl.constexpr,
     MERGES_APART: tl.constexpr,
-    SETTLED: tl.constexpr,
+    READS_AHEAD: tl.constexpr,
     TILES_AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -229,7 +230,7 @@ def _decode_attention_kernel(
     """
     kv_head, piece = tl.program_id(0), tl.program_id(1).to(tl.int64)
     start_dependents(PDL)
-    if not SETTLED:
+    if not READS_AHEAD:
         wait_for_inputs(PDL)
     pieces_ptr += piece * 6
     seq = tl.load(pieces_ptr).to(tl.int64)
@@ -259,7 +260,7 @@ def _decode_attention_kernel(
     in_dim = (dims < HEAD_DIM)[None, :]
     in_out = (group < GROUP)[:, None] & in_dim
     q_at = seq * q_stride + head[:, None] * HEAD_DIM + dims[None, :]
-    q = tl.zeros([GROUP_BLOCK, DIM_BLOCK], q_ptr.dtype.element_ty)
+    q = _queries(q_ptr + q_at, in_out, READS_AHEAD)
 
     within_block = (lane % BLOCK_SIZE * (KV_HEADS * HEAD_DIM))[:, None] + dims[None, :]
     top = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
@@ -279,10 +280,10 @@ def _decode_attention_kernel(
         k = tl.load(k_cache_ptr + at, mask=in_dim, other=0.0)
         # Past the last key stands what was there before: even NaN, of weight 0, must not count.
         v = tl.load(v_cache_ptr + at, mask=in_dim & inside[:, None], other=0.0)
-        if tile == first_tile:
+        if READS_AHEAD and tile == first_tile:
             # Here, for in front of the loop it would hold up the first tiles' loads, too.
             wait_for_inputs(PDL)
-            q = tl.load(q_ptr + q_at, mask=in_out, other=0.0)
+            q = _queries(q_ptr + q_at, in_out, False)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         scores = tl.where(inside[None, :], scores, float("-inf"))
         # Every tile holds a key, so the new maximum is finite.
@@ -305,38 +306,47 @@ def _decode_attention_kernel(
         tl.store(partial_ptr + partial_at, attended, mask=in_out)
         tl.store(lse_ptr + place, top + tl.log2(total), mask=group < GROUP)
         if not MERGES_APART:
-            member = tl.arange(0, MERGE_GROUP)
-            in_merged = (member < GROUP)[:, None] & in_dim
             _merge_if_last(
                 out_ptr + seq * out_stride, partial_ptr, lse_ptr,
-                arrivals_ptr + seq * KV_HEADS + kv_head, places_ptr + seq * 2, splits,
-                kv_head * GROUP + member, dims, in_merged, KV_HEADS * GROUP, HEAD_DIM,
-                MERGED_AT_ONCE,
+                arrivals_ptr + seq * KV_HEADS + kv_head, places_ptr + seq * 2, splits, kv_head,
+                KV_HEADS, GROUP, MERGE_GROUP, HEAD_DIM, DIM_BLOCK, MERGED_AT_ONCE,
             )  # fmt: skip
 
 
 @triton.jit
+def _queries(q_ptr, inside, COME_LATER: tl.constexpr):
+    """Load queries [heads, dims], or zeros in their place."""
+    q = tl.zeros(inside.shape, q_ptr.dtype.element_ty)
+    if not COME_LATER:
+        q = tl.load(q_ptr, mask=inside, other=0.0)
+    return q
+
+
+@triton.jit
 def _merge_if_last(
-    out_ptr,  # [HEADS, HEAD_DIM], the sequence's
-    partial_ptr,  # [pieces, HEADS, HEAD_DIM] fp32
-    lse_ptr,  # [pieces, HEADS] fp32, log2
+    out_ptr,  # [heads, HEAD_DIM], the sequence's
+    partial_ptr,  # [pieces, heads, HEAD_DIM] fp32
+    lse_ptr,  # [pieces, heads] fp32, log2
     arrived_ptr,  # of the sequence's kv head
-    place_ptr,  # to the sequence's first piece
+    place_ptr,  # of the sequence's first piece
     splits,
-    head,  # [heads]
-    dims,  # [dims]
-    in_out,  # [heads, dims]: which of them there are
-    HEADS: tl.constexpr,
+    kv_head,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):
-    """Merge the sequence's pieces in the program that ends last."""
+    """Merge a sequence's pieces in the program that ends last, for the heads of a kv head."""
     # All threads' stores come before the one that says so; who comes last sees them all.
     tl.debug_barrier()
     if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == splits - 1:
         tl.store(arrived_ptr, 0)
-        first = tl.load(place_ptr).to(tl.int64) * HEADS
+        first = tl.load(place_ptr).to(tl.int64) * KV_HEADS * GROUP
+        member, dims = tl.arange(0, GROUP_BLOCK), tl.arange(0, DIM_BLOCK)
+        in_out = (member < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
         merge_into(
-            out_ptr, partial_ptr + first * HEAD_DIM, lse_ptr + first, splits, head, dims, in_out,
-            HEADS, HEAD_DIM, AT_ONCE,
+            out_ptr, partial_ptr + first * HEAD_DIM, lse_ptr + first, splits,
+            kv_head * GROUP + member, dims, in_out, KV_HEADS * GROUP, HEAD_DIM, AT_ONCE,
         )  # fmt: skip

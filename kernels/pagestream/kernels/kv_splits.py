@@ -130,7 +130,7 @@ _HEADS_BELOW_128 = _Splittings(
 _WHOLE_128 = Splitting(512, 396, stages=3)
 _HEADS_OF_128 = _Splittings(
     (
-        (40, Splitting(128, 132, tile=128, warps=8, stages=3, merges_apart=True)),
+        (16, Splitting(128, 132, tile=128, stages=3, merges_apart=True)),
         (100, Splitting(128, 264, stages=4, merges_apart=True)),
         (200, Splitting(128, 396, stages=3, merges_apart=True)),
         (264, Splitting(512, 264, stages=4)),
