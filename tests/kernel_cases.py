@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pagestream.kernels import Splitting, kv_splits
+
 Op = Callable[..., Any]
 
 TOLERANCE = {
@@ -148,6 +150,17 @@ def check_decode(
         assert_matches(out[i : i + 1], expected, dtype)
     assert (out[seqs] == 7).all(), "an empty sequence is skipped"
     assert (out[seqs + 1] == 7).all(), "tokens past the sequences are left alone"
+
+
+def settled(op: Op) -> Op:
+    """Decode attention as the layers of a step call it: with the pieces and all that is settled."""
+
+    def decode(q: Tensor, *args: Any, **options: Any) -> Tensor:
+        splitting, (rows, kv_lens) = Splitting(128, 20), args[3:5]
+        splits = kv_splits(rows, kv_lens, splitting, options["max_kv_len"], options["window"])
+        return op(q, *args, splitting=splitting, splits=splits, settled=True, **options)
+
+    return decode
 
 
 def check_merge_pieces(

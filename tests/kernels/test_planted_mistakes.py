@@ -16,6 +16,7 @@ from kernel_cases import (
     check_rms_norm,
     check_rope_and_cache,
     check_silu_mul,
+    settled,
 )
 from sampling_cases import check_chunks_agree, check_deep_thresholds, check_sample
 
@@ -34,6 +35,13 @@ layout = partial(check_batch_layout, device="cpu")
 merge = partial(check_merge_pieces, counts=[1, 3, 270], heads=6, head_dim=32, device="cpu")
 decode = partial(check_decode, kv_lens=[1, 50, 2100], heads=6, kv_heads=2, head_dim=32, **CPU)
 windowed = partial(decode, window=40)
+
+
+def ahead(op):
+    """Decode attention that reads ahead, as fp32's does not."""
+    decode(settled(op), dtype=torch.float16)
+
+
 prefill = partial(check_prefill, lens=[(1, 1), (70, 150)], heads=6, kv_heads=2, head_dim=32, **CPU)
 windowed_prefill = partial(prefill, window=40)
 wider_prefill = partial(prefill, window=100)
@@ -90,7 +98,7 @@ MISTAKES = [
     ("decode_attention", decode, "top + tl.log2(total)", "top"),
     ("decode_attention", decode, "== splits - 1", "== splits"),
     ("decode_attention", decode, "tl.load(place_ptr)", "(0 * tl.load(place_ptr))"),
-    ("decode_attention", decode, "if tile == first_tile:", "if tile > first_tile:"),
+    ("decode_attention", ahead, "tile == first_tile", "tile > first_tile"),
     ("_merge_pieces", merge, "tl.load(places_ptr + seq * 2).to", "(0 * tl.load(places_ptr + seq * 2)).to"),
     ("_merge_pieces", merge, "acc = acc * shrink[:, None] +", "acc = acc +"),
     ("_merge_pieces", merge, "total = total * shrink +", "total = total +"),
