@@ -13,7 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagestream.kernels import Splitting, kv_splits
+from pagestream.kernels import Splitting, kv_splits, rope_and_cache
+from pagestream.kernels._triton import (
+    overlapping_launch,
+    start_dependents,
+    tl,
+    triton,
+    wait_for_inputs,
+)
 
 Op = Callable[..., Any]
 
@@ -161,6 +168,71 @@ def settled(op: Op) -> Op:
         return op(q, *args, splitting=splitting, splits=splits, settled=True, **options)
 
     return decode
+
+
+NEWEST_LENS = [1, 17, 64, 129, 192, 193, 257, 320, 513, 1500]
+PAUSE_NS = 30_000
+"""A program has begun, looked up its piece and loaded its first tiles by then."""
+
+
+@triton.jit
+def _pausing_kernel(PAUSE_NS: tl.constexpr, PDL: tl.constexpr):
+    """Hold up the kernels behind, which have begun by then, where they wait."""
+    start_dependents(PDL)
+    wait_for_inputs(PDL)
+    begin = tl.extra.cuda.globaltimer()
+    now = begin
+    while now - begin < PAUSE_NS:
+        now = tl.extra.cuda.globaltimer()
+
+
+def check_decode_behind_a_kernel(op: Op, kv_lens: Sequence[int], splitting: Splitting) -> None:
+    """Queries and newest keys come of the kernel in front, and are NaN until it has ended.
+
+    That one is held up; programs of `op`, which has its pieces settled, begin all the same. On a
+    GPU alone, where kernels overlap.
+    """
+    (heads, kv_heads, head_dim), dtype = (32, 8, 128), torch.bfloat16
+    cache = paged(kv_lens, kv_heads, head_dim, dtype, "cuda")
+    copies = [(cache.k_cache.clone(), cache.v_cache.clone()) for _ in range(3)]
+    seqs, table, newest = len(kv_lens), cache.block_table, cache.kv_lens.long() - 1
+    block = table[cache.rows.long()].gather(1, newest[:, None] // 16)[:, 0]
+    slots = block.long() * 16 + newest % 16
+    qkv = randn(seqs, (heads + 2 * kv_heads) * head_dim, dtype=dtype, device="cuda")
+    angles = randn(seqs, head_dim, dtype=torch.float32, device="cuda")
+    options = {
+        "max_kv_len": max(kv_lens),
+        "splitting": splitting,
+        "splits": kv_splits(cache.rows, cache.kv_lens, splitting, max(kv_lens)),
+        "settled": True,
+        "arrivals": torch.zeros(seqs * kv_heads, dtype=torch.int32, device="cuda"),
+    }
+
+    def layers(between: Callable[[], None]) -> list[tuple[Tensor, Tensor]]:
+        """Queries and result of each copy of the cache."""
+        results = []
+        for k, v in copies:
+            _pausing_kernel[(1,)](PAUSE_NS, num_warps=1, **overlapping_launch(seqs))
+            q = rope_and_cache(qkv, angles, k, v, slots, heads)
+            between()
+            out = op(q, k, v, table, cache.rows, cache.kv_lens, 0.1, **options)
+            between()
+            results.append((q, out))
+        return results
+
+    expected = [out.clone() for _, out in layers(torch.cuda.synchronize)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = layers(lambda: None)
+    for _ in range(3):
+        for (k, v), (q, out) in zip(copies, results, strict=True):
+            for one in (k, v):
+                one.view(-1, kv_heads, head_dim)[slots] = float("nan")
+            q.fill_(float("nan"))
+            out.fill_(float("nan"))
+        graph.replay()
+        for (_, out), right in zip(results, expected, strict=True):
+            assert torch.equal(out, right)
 
 
 def check_merge_pieces(

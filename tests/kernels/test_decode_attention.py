@@ -2,15 +2,20 @@ from functools import partial
 
 import pytest
 import torch
-from kernel_cases import check_decode, on_every_path, paged, randn
+from kernel_cases import (
+    NEWEST_LENS,
+    check_decode,
+    check_decode_behind_a_kernel,
+    on_every_path,
+    paged,
+    randn,
+)
 
 from pagestream.kernels import (
     FIXED_SPLITTING,
     Splitting,
     decode_attention,
     kv_splits,
-    linear,
-    rope_and_cache,
 )
 
 
@@ -87,54 +92,12 @@ def test_what_is_settled_changes_no_bits(device, seqs):
     assert torch.equal(decode_attention(*args, settled=True, **options), waits)
 
 
-NEWEST_LENS = [1, 17, 64, 129, 192, 193, 257, 320, 513, 1500]
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("seqs", [1, 3, 10, 40])
 @pytest.mark.parametrize("splitting", [*SHIPPED, Splitting(128, 528, stages=5, merges_apart=True)])
 def test_the_newest_keys_may_come_of_the_kernel_in_front(splitting, seqs):
-    """Programs read the keys before them while it still runs; here they are NaN until it has."""
-    heads, kv_heads, head_dim, dtype = 32, 8, 128, torch.bfloat16
-    lens = (NEWEST_LENS * 4)[-seqs:]
-    cache = paged(lens, kv_heads, head_dim, dtype, "cuda")
-    caches = [
-        cache._replace(k_cache=cache.k_cache.clone(), v_cache=cache.v_cache.clone())
-        for _ in range(6)
-    ]
-    splitting = splitting or Splitting.fastest(seqs, kv_heads, head_dim)
-    splits = kv_splits(cache.rows, cache.kv_lens, splitting, max(lens))
-    newest = cache.kv_lens.long() - 1
-    block = cache.block_table[cache.rows.long()].gather(1, newest[:, None] // 16)[:, 0]
-    slots = block.long() * 16 + newest % 16
-    qkv = randn(seqs, (heads + 2 * kv_heads) * head_dim, dtype=dtype, device="cuda")
-    angles = randn(seqs, head_dim, dtype=torch.float32, device="cuda")
-    x, weight = (randn(n, 4096, dtype=dtype, device="cuda") for n in (seqs, 4096))
-
-    def layers(pause):
-        outs = []
-        for cache in caches:
-            linear(x, weight)  # some µs for the programs behind to run ahead
-            q = rope_and_cache(qkv, angles, cache.k_cache, cache.v_cache, slots, heads)
-            pause()
-            out = decode_attention(
-                q, *cache[:5], 0.1, max_kv_len=max(lens), splitting=splitting, splits=splits,
-                settled=True,
-            )  # fmt: skip
-            pause()
-            outs.append(out)
-        return outs
-
-    expected = [out.clone() for out in layers(torch.cuda.synchronize)]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outs = layers(lambda: None)
-    for _ in range(3):
-        for one in (one for cache in caches for one in cache[:2]):
-            one.view(-1, kv_heads, head_dim)[slots] = float("nan")
-        graph.replay()
-        for out, right in zip(outs, expected, strict=True):
-            assert torch.equal(out, right)
+    splitting = splitting or Splitting.fastest(seqs, 8, 128)
+    check_decode_behind_a_kernel(decode_attention, (NEWEST_LENS * 4)[-seqs:], splitting)
 
 
 @on_kernels

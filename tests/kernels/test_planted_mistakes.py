@@ -8,8 +8,10 @@ from functools import partial
 import pytest
 import torch
 from kernel_cases import (
+    NEWEST_LENS,
     check_batch_layout,
     check_decode,
+    check_decode_behind_a_kernel,
     check_linear_silu_mul,
     check_merge_pieces,
     check_prefill,
@@ -196,3 +198,19 @@ def test_a_mistake_is_seen(name, check, was, becomes, tmp_path, monkeypatch):
 )
 def test_the_same_text_unaltered_passes(name, check, was, tmp_path, monkeypatch):
     check(altered(name, was, was, tmp_path, monkeypatch))
+
+
+LEFT_OUT_WAITS = [
+    ("(has_newest != 0) & is_loaded_early", "(has_newest != has_newest)"),
+    ("wait_for_inputs(PDL)\n            q = _queries(", "q = _queries("),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("was", "becomes"), LEFT_OUT_WAITS, ids=["newest keys", "queries"])
+def test_a_wait_that_is_left_out_is_seen(was, becomes, tmp_path, monkeypatch):
+    """The interpreter runs one kernel after the other."""
+    wrong = altered("decode_attention", was, becomes, tmp_path, monkeypatch)
+    for splitting in (Splitting(128, 20, merges_apart=True), Splitting(512, 264, stages=4)):
+        with pytest.raises(AssertionError):
+            check_decode_behind_a_kernel(wrong, NEWEST_LENS, splitting)

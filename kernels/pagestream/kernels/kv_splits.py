@@ -56,8 +56,9 @@ class Splitting(NamedTuple):
     """Keys read at a time."""
     warps: int = 4
     stages: int = 2
-    """One more than the tiles that are on their way at a time: many hide the latency of a program
-    alone, few let more programs run beside it."""
+    """One more than the tiles that are on their way at a time, the first before the kernel in front
+    has ended: many hide the latency of a program alone, few let more programs run beside it, the
+    next layer's too."""
     merges_apart: bool = False
     """Whether a kernel of its own merges a sequence's pieces: quicker where contexts are cut. Else
     the program that ends last does, which costs nothing where none is."""

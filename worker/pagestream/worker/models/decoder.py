@@ -61,7 +61,8 @@ class Model:
         cos_sin = self.rope.cos_sin(inputs.positions, self._rope_lens(inputs))
         attend = Attend(inputs, self.spec, self.splitting)
         # A kernel of torch's, which begins when those before it have ended: all of `attend` is
-        # settled for the layers.
+        # settled for the layers, and of what decodes read all that earlier steps wrote. A decode
+        # shares no block that this step fills: its prompt was computed in an earlier one.
         x, residual = embedding(inputs.input_ids, self.embed), None
         for index in range(len(cache)) if only is None else only:
             x, residual = self.layers[index](x, residual, cos_sin, attend, cache[index])
