@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pagestream.kernels import Splitting, kv_splits, rope_and_cache
+from pagestream.kernels._paged import cache_slots
 from pagestream.kernels._triton import (
     overlapping_launch,
     start_dependents,
@@ -195,9 +196,8 @@ def check_decode_behind_a_kernel(op: Op, kv_lens: Sequence[int], splitting: Spli
     (heads, kv_heads, head_dim), dtype = (32, 8, 128), torch.bfloat16
     cache = paged(kv_lens, kv_heads, head_dim, dtype, "cuda")
     copies = [(cache.k_cache.clone(), cache.v_cache.clone()) for _ in range(3)]
-    seqs, table, newest = len(kv_lens), cache.block_table, cache.kv_lens.long() - 1
-    block = table[cache.rows.long()].gather(1, newest[:, None] // 16)[:, 0]
-    slots = block.long() * 16 + newest % 16
+    seqs, table, lens = len(kv_lens), cache.block_table, cache.kv_lens[:, None]
+    slots = cache_slots(table[cache.rows.long()], lens - 1, lens, 16)[:, 0]
     qkv = randn(seqs, (heads + 2 * kv_heads) * head_dim, dtype=dtype, device="cuda")
     angles = randn(seqs, head_dim, dtype=torch.float32, device="cuda")
     options = {

@@ -39,12 +39,12 @@ NOT_AHEAD = {
     "_decode_attention_kernel": ("unsettled", "fp32"),
     "_merge_pieces_kernel": ("unsettled",),
 }
-"""Kernels that read what is settled while the one in front still runs, and in what cases not."""
+"""Kernels that read what is settled while the one in front still runs, and in which cases not."""
 
 
 def reads_ahead(kernel):
-    not_ahead = NOT_AHEAD.get(kernel["kernel"], [""])
-    return not any(case in kernel["case"] for case in not_ahead)
+    name, case = kernel["kernel"], kernel["case"]
+    return name in NOT_AHEAD and not any(word in case for word in NOT_AHEAD[name])
 
 
 def probed(capability, shared_bytes, folder):

@@ -11,12 +11,7 @@ from kernel_cases import (
     randn,
 )
 
-from pagestream.kernels import (
-    FIXED_SPLITTING,
-    Splitting,
-    decode_attention,
-    kv_splits,
-)
+from pagestream.kernels import FIXED_SPLITTING, Splitting, decode_attention, kv_splits
 
 
 @on_every_path

@@ -333,10 +333,10 @@ def _merge_if_last(
     kv_head,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
-    GROUP_BLOCK: tl.constexpr,
+    MERGE_GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
-    AT_ONCE: tl.constexpr,
+    MERGED_AT_ONCE: tl.constexpr,
 ):
     """Merge a sequence's pieces in the program that ends last, for the heads of a kv head."""
     # All threads' stores come before the one that says so; who comes last sees them all.
@@ -344,9 +344,10 @@ def _merge_if_last(
     if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == splits - 1:
         tl.store(arrived_ptr, 0)
         first = tl.load(place_ptr).to(tl.int64) * KV_HEADS * GROUP
-        member, dims = tl.arange(0, GROUP_BLOCK), tl.arange(0, DIM_BLOCK)
+        member, dims = tl.arange(0, MERGE_GROUP), tl.arange(0, DIM_BLOCK)
         in_out = (member < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
         merge_into(
             out_ptr, partial_ptr + first * HEAD_DIM, lse_ptr + first, splits,
-            kv_head * GROUP + member, dims, in_out, KV_HEADS * GROUP, HEAD_DIM, AT_ONCE,
+            kv_head * GROUP + member, dims, in_out, KV_HEADS * GROUP, HEAD_DIM,
+            MERGED_AT_ONCE,
         )  # fmt: skip
