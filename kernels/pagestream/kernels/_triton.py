@@ -96,7 +96,8 @@ def overlapping_launch(rows: int) -> dict[str, bool]:
 
     Such a kernel takes `PDL: tl.constexpr`, may read what no kernel writes (weights), and calls
     `wait_for_inputs(PDL)` in every program before anything else, writes included: behind it
-    everything launched earlier has ended, because those kernels waited too. A kernel launched
+    everything launched earlier has ended, because those kernels waited too. A program that has
+    nothing else to do need not wait, as long as another one of its kernel does. A kernel launched
     without these options begins when all before it have ended, as ever: what was written before
     one of those is settled, and may be read without waiting, too.
     """
