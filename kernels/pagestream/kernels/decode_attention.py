@@ -249,8 +249,8 @@ def _decode_attention_kernel(
     block = block_ids(blocks_ptr, lane, first_tile + lane < end, BLOCK_SIZE)
     # The loop loads so many tiles before its first turn waits: the newest key must not be there.
     is_loaded_early = end - first_tile <= TILES_AHEAD * TILE
-    # Who has no piece leaves at once and makes room for the next kernel, except when nobody has one:
-    # a kernel must not end before the one in front.
+    # Who has no piece leaves at once and makes room for the next kernel, except where nobody has
+    # one: a kernel must not end before the one in front.
     if ((splits == 0) & (piece == 0)) | ((has_newest != 0) & is_loaded_early):
         wait_for_inputs(PDL)
     if splits == 0:
