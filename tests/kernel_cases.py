@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagestream.kernels import Splitting, kv_splits, rope_and_cache
+from pagestream.kernels import Splitting, kv_splits, rms_norm, rope_and_cache
 from pagestream.kernels._paged import cache_slots
 from pagestream.kernels._triton import (
     overlapping_launch,
@@ -233,6 +233,46 @@ def check_decode_behind_a_kernel(op: Op, kv_lens: Sequence[int], splitting: Spli
         graph.replay()
         for (_, out), right in zip(results, expected, strict=True):
             assert torch.equal(out, right)
+
+
+def check_decode_of_nobody(op: Op) -> None:
+    """Where nobody has a key `op` ends no earlier than the kernels in front, which are held up.
+
+    Else the kernel behind, which waits for `op` alone, reads queries that are not written yet. On a
+    GPU alone, where kernels overlap.
+    """
+    (heads, kv_heads, head_dim), dtype, splitting = (4, 2, 64), torch.bfloat16, Splitting(128, 20)
+    cache = paged([9, 9], kv_heads, head_dim, dtype, "cuda")
+    seqs, nothing = len(cache.rows), cache.kv_lens * 0
+    slots = torch.arange(seqs, device="cuda")
+    qkv = randn(seqs, (heads + 2 * kv_heads) * head_dim, dtype=dtype, device="cuda")
+    angles = randn(seqs, head_dim, dtype=torch.float32, device="cuda")
+    weight = torch.ones(heads * head_dim, dtype=dtype, device="cuda")
+    options = {
+        "max_kv_len": 9,
+        "splitting": splitting,
+        "splits": kv_splits(cache.rows, nothing, splitting, 9),
+        "settled": True,
+        "arrivals": torch.zeros(seqs * kv_heads, dtype=torch.int32, device="cuda"),
+    }
+
+    def layer() -> tuple[Tensor, Tensor]:
+        """Queries, and what the kernel behind makes of them."""
+        _pausing_kernel[(1,)](PAUSE_NS, num_warps=1, **overlapping_launch(seqs))
+        q = rope_and_cache(qkv, angles, cache.k_cache, cache.v_cache, slots, heads)
+        op(q, *cache[:4], nothing, 0.1, **options)
+        return q, rms_norm(q.flatten(1), weight, 1e-5)[0]
+
+    q, _ = layer()
+    torch.cuda.synchronize()
+    expected = rms_norm(q.flatten(1), weight, 1e-5)[0]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        q, normed = layer()
+    for _ in range(3):
+        q.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(normed, expected)
 
 
 def check_merge_pieces(
