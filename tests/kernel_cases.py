@@ -171,6 +171,18 @@ def settled(op: Op) -> Op:
     return decode
 
 
+def made_once(cache: Paged, splitting: Splitting, max_kv_len: int) -> dict[str, Any]:
+    """Options of decode attention that serve all layers: no kernel runs between for their sake."""
+    rows, kv_lens, kv_heads = cache.rows, cache.kv_lens, cache.k_cache.shape[2]
+    return {
+        "max_kv_len": max_kv_len,
+        "splitting": splitting,
+        "splits": kv_splits(rows, kv_lens, splitting, max_kv_len),
+        "settled": True,
+        "arrivals": torch.zeros(len(rows) * kv_heads, dtype=torch.int32, device=rows.device),
+    }
+
+
 NEWEST_LENS = [1, 17, 64, 129, 192, 193, 257, 320, 513, 1500]
 PAUSE_NS = 30_000
 """A program has begun, looked up its piece and loaded its first tiles by then."""
@@ -200,13 +212,7 @@ def check_decode_behind_a_kernel(op: Op, kv_lens: Sequence[int], splitting: Spli
     slots = cache_slots(table[cache.rows.long()], lens - 1, lens, 16)[:, 0]
     qkv = randn(seqs, (heads + 2 * kv_heads) * head_dim, dtype=dtype, device="cuda")
     angles = randn(seqs, head_dim, dtype=torch.float32, device="cuda")
-    options = {
-        "max_kv_len": max(kv_lens),
-        "splitting": splitting,
-        "splits": kv_splits(cache.rows, cache.kv_lens, splitting, max(kv_lens)),
-        "settled": True,
-        "arrivals": torch.zeros(seqs * kv_heads, dtype=torch.int32, device="cuda"),
-    }
+    options = made_once(cache, splitting, max(kv_lens))
 
     def layers(between: Callable[[], None]) -> list[tuple[Tensor, Tensor]]:
         """Queries and result of each copy of the cache."""
@@ -238,41 +244,34 @@ def check_decode_behind_a_kernel(op: Op, kv_lens: Sequence[int], splitting: Spli
 def check_decode_of_nobody(op: Op) -> None:
     """Where nobody has a key `op` ends no earlier than the kernels in front, which are held up.
 
-    Else the kernel behind, which waits for `op` alone, reads queries that are not written yet. On a
-    GPU alone, where kernels overlap.
+    Else the kernel behind, which waits for `op` alone, reads what is not written yet. On a GPU
+    alone, where kernels overlap.
     """
-    (heads, kv_heads, head_dim), dtype, splitting = (4, 2, 64), torch.bfloat16, Splitting(128, 20)
+    (heads, kv_heads, head_dim), dtype = (4, 2, 64), torch.bfloat16
     cache = paged([9, 9], kv_heads, head_dim, dtype, "cuda")
-    seqs, nothing = len(cache.rows), cache.kv_lens * 0
-    slots = torch.arange(seqs, device="cuda")
-    qkv = randn(seqs, (heads + 2 * kv_heads) * head_dim, dtype=dtype, device="cuda")
-    angles = randn(seqs, head_dim, dtype=torch.float32, device="cuda")
-    weight = torch.ones(heads * head_dim, dtype=dtype, device="cuda")
-    options = {
-        "max_kv_len": 9,
-        "splitting": splitting,
-        "splits": kv_splits(cache.rows, nothing, splitting, 9),
-        "settled": True,
-        "arrivals": torch.zeros(seqs * kv_heads, dtype=torch.int32, device="cuda"),
-    }
+    q = randn(2, heads, head_dim, dtype=dtype, device="cuda")
+    x = randn(2, 256, dtype=dtype, device="cuda")
+    weight = randn(256, dtype=dtype, device="cuda", seed=1)
+    nothing = cache.kv_lens * 0
+    options = made_once(cache._replace(kv_lens=nothing), Splitting(128, 20), 9)
 
     def layer() -> tuple[Tensor, Tensor]:
-        """Queries, and what the kernel behind makes of them."""
-        _pausing_kernel[(1,)](PAUSE_NS, num_warps=1, **overlapping_launch(seqs))
-        q = rope_and_cache(qkv, angles, cache.k_cache, cache.v_cache, slots, heads)
+        """What the kernel in front makes of x, and the one behind of that."""
+        _pausing_kernel[(1,)](PAUSE_NS, num_warps=1, **overlapping_launch(len(x)))
+        before, _ = rms_norm(x, weight, 1e-5)
         op(q, *cache[:4], nothing, 0.1, **options)
-        return q, rms_norm(q.flatten(1), weight, 1e-5)[0]
+        return before, rms_norm(before, weight, 1e-5)[0]
 
-    q, _ = layer()
+    before, _ = layer()
     torch.cuda.synchronize()
-    expected = rms_norm(q.flatten(1), weight, 1e-5)[0]
+    expected, _ = rms_norm(before, weight, 1e-5)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        q, normed = layer()
+        before, behind = layer()
     for _ in range(3):
-        q.fill_(float("nan"))
+        before.fill_(float("nan"))
         graph.replay()
-        assert torch.equal(normed, expected)
+        assert torch.equal(behind, expected)
 
 
 def check_merge_pieces(
