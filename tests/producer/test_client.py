@@ -323,6 +323,20 @@ def test_a_dead_workers_model_refuses_nothing(redis_url, redis_client, queue_nam
     asyncio.run(run())
 
 
+def test_a_model_is_seen_soon_by_who_asked_before_it_was_there(redis_url, queue_name):
+    async def run():
+        async with AsyncClient(redis_url, queue=queue_name) as client:
+            assert await client.models() == []
+            with StubWorker(redis_url, queue_name):
+                async with asyncio.timeout(5):  # what is known is believed for ten seconds
+                    while not (models := await client.models()):
+                        await asyncio.sleep(0.01)
+            assert [info.name for info in models] == [MODEL.name]
+            assert await client.models() == models, "the worker has left, which is not known yet"
+
+    asyncio.run(run())
+
+
 def test_a_server_that_is_down_is_unavailable_in_time():
     async def run():
         url = "redis://somebody:secret@127.0.0.1:1/0"

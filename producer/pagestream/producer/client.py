@@ -28,6 +28,8 @@ TIMEOUT_MS = 5_000
 """How long a call tries to reach Redis before `QueueUnavailable`."""
 MODELS_MS = 10_000
 """How long a client believes what it read about the queue's models."""
+NO_MODELS_MS = 500
+"""How long it believes that there are none: a worker may be about to be ready."""
 
 
 class AsyncClient:
@@ -196,14 +198,15 @@ class AsyncClient:
         return AsyncJob(self._store, check_name("job id", job_id), submitted=False, attached=True)
 
     async def models(self) -> list[ModelInfo]:
-        """Return what the queue's live workers serve; known for ten seconds once asked.
+        """Return what the queue's live workers serve; known for ten seconds once anything is.
 
         Raises:
             QueueUnavailable: Redis cannot be reached.
         """
         if time.monotonic() > self._models_until:
             self._models = await self._store.models()
-            self._models_until = time.monotonic() + MODELS_MS / 1000
+            known_ms = MODELS_MS if self._models else NO_MODELS_MS
+            self._models_until = time.monotonic() + known_ms / 1000
         return self._models
 
     async def limits(self, tenant: str | None = None) -> TenantLimits:
