@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagestream.kernels import Splitting, kv_splits, rms_norm, rope_and_cache
+from pagestream.kernels import Splitting, kv_splits, rope_and_cache
 from pagestream.kernels._paged import cache_slots
 from pagestream.kernels._triton import (
     overlapping_launch,
@@ -171,18 +171,6 @@ def settled(op: Op) -> Op:
     return decode
 
 
-def made_once(cache: Paged, splitting: Splitting, max_kv_len: int) -> dict[str, Any]:
-    """Options of decode attention that serve all layers: no kernel runs between for their sake."""
-    rows, kv_lens, kv_heads = cache.rows, cache.kv_lens, cache.k_cache.shape[2]
-    return {
-        "max_kv_len": max_kv_len,
-        "splitting": splitting,
-        "splits": kv_splits(rows, kv_lens, splitting, max_kv_len),
-        "settled": True,
-        "arrivals": torch.zeros(len(rows) * kv_heads, dtype=torch.int32, device=rows.device),
-    }
-
-
 NEWEST_LENS = [1, 17, 64, 129, 192, 193, 257, 320, 513, 1500]
 PAUSE_NS = 30_000
 """A program has begun, looked up its piece and loaded its first tiles by then."""
@@ -212,7 +200,14 @@ def check_decode_behind_a_kernel(op: Op, kv_lens: Sequence[int], splitting: Spli
     slots = cache_slots(table[cache.rows.long()], lens - 1, lens, 16)[:, 0]
     qkv = randn(seqs, (heads + 2 * kv_heads) * head_dim, dtype=dtype, device="cuda")
     angles = randn(seqs, head_dim, dtype=torch.float32, device="cuda")
-    options = made_once(cache, splitting, max(kv_lens))
+    # What serves all layers is made once: no kernel runs between for its sake.
+    options = {
+        "max_kv_len": max(kv_lens),
+        "splitting": splitting,
+        "splits": kv_splits(cache.rows, cache.kv_lens, splitting, max(kv_lens)),
+        "settled": True,
+        "arrivals": torch.zeros(seqs * kv_heads, dtype=torch.int32, device="cuda"),
+    }
 
     def layers(between: Callable[[], None]) -> list[tuple[Tensor, Tensor]]:
         """Queries and result of each copy of the cache."""
@@ -239,39 +234,6 @@ def check_decode_behind_a_kernel(op: Op, kv_lens: Sequence[int], splitting: Spli
         graph.replay()
         for (_, out), right in zip(results, expected, strict=True):
             assert torch.equal(out, right)
-
-
-def check_decode_of_nobody(op: Op) -> None:
-    """Where nobody has a key `op` ends no earlier than the kernels in front, which are held up.
-
-    Else the kernel behind, which waits for `op` alone, reads what is not written yet. On a GPU
-    alone, where kernels overlap.
-    """
-    (heads, kv_heads, head_dim), dtype = (4, 2, 64), torch.bfloat16
-    cache = paged([9, 9], kv_heads, head_dim, dtype, "cuda")
-    q = randn(2, heads, head_dim, dtype=dtype, device="cuda")
-    x = randn(2, 256, dtype=dtype, device="cuda")
-    weight = randn(256, dtype=dtype, device="cuda", seed=1)
-    nothing = cache.kv_lens * 0
-    options = made_once(cache._replace(kv_lens=nothing), Splitting(128, 20), 9)
-
-    def layer() -> tuple[Tensor, Tensor]:
-        """What the kernel in front makes of x, and the one behind of that."""
-        _pausing_kernel[(1,)](PAUSE_NS, num_warps=1, **overlapping_launch(len(x)))
-        before, _ = rms_norm(x, weight, 1e-5)
-        op(q, *cache[:4], nothing, 0.1, **options)
-        return before, rms_norm(before, weight, 1e-5)[0]
-
-    before, _ = layer()
-    torch.cuda.synchronize()
-    expected, _ = rms_norm(before, weight, 1e-5)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        before, behind = layer()
-    for _ in range(3):
-        before.fill_(float("nan"))
-        graph.replay()
-        assert torch.equal(behind, expected)
 
 
 def check_merge_pieces(

@@ -6,7 +6,6 @@ from kernel_cases import (
     NEWEST_LENS,
     check_decode,
     check_decode_behind_a_kernel,
-    check_decode_of_nobody,
     on_every_path,
     paged,
     randn,
@@ -94,11 +93,6 @@ def test_what_is_settled_changes_no_bits(device, seqs):
 def test_the_newest_keys_may_come_of_the_kernel_in_front(splitting, seqs):
     splitting = splitting or Splitting.fastest(seqs, 8, 128)
     check_decode_behind_a_kernel(decode_attention, (NEWEST_LENS * 4)[-seqs:], splitting)
-
-
-@pytest.mark.gpu
-def test_a_batch_of_nobody_ends_no_earlier_than_the_kernel_in_front():
-    check_decode_of_nobody(decode_attention)
 
 
 @on_kernels

@@ -12,7 +12,6 @@ from kernel_cases import (
     check_batch_layout,
     check_decode,
     check_decode_behind_a_kernel,
-    check_decode_of_nobody,
     check_linear_silu_mul,
     check_merge_pieces,
     check_prefill,
@@ -215,11 +214,3 @@ def test_a_wait_that_is_left_out_is_seen(was, becomes, tmp_path, monkeypatch):
     for splitting in (Splitting(128, 20, merges_apart=True), Splitting(512, 264, stages=4)):
         with pytest.raises(AssertionError):
             check_decode_behind_a_kernel(wrong, NEWEST_LENS, splitting)
-
-
-@pytest.mark.gpu
-def test_a_batch_of_nobody_that_does_not_wait_is_seen(tmp_path, monkeypatch):
-    was, becomes = "(splits == 0) & (piece == 0)", "(splits != splits)"
-    wrong = altered("decode_attention", was, becomes, tmp_path, monkeypatch)
-    with pytest.raises(AssertionError):
-        check_decode_of_nobody(wrong)
