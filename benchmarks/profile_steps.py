@@ -6,8 +6,9 @@
 `busy` is the union of the kernels' intervals over the wall time from the first one's begin to the
 last one's end, so gaps between kernels and waits for the host both count against it. The profiler
 itself makes steps slower; `pagestream bench latency` says how long they take without it. `host` is
-what the engine's Python takes of steps that no profiler sees, all but the wait for the tokens, and
-`loop` what a loop of nothing else takes beside each: a core that others share makes both longer.
+what the engine's Python takes of the same steps, all but the wait for the tokens, and `loop` what a
+loop of nothing else takes beside each: a core that others share makes both longer. All that comes
+first, for a profiler that has run once goes on seeing every call of CUDA's.
 """
 
 import argparse
@@ -74,27 +75,46 @@ def main() -> None:
     )
     for batch in arguments.batch_sizes:
         print(f"\n{batch} sequences, {arguments.context} tokens each")
-        show(profiled(engine, batch, arguments.context), STEPS)
+        all_decode(engine, batch, arguments.context)
+        show_host(engine, STEPS)
+        run_out(engine)
+    for batch in arguments.batch_sizes:
+        print(f"\n{batch} sequences, {arguments.context} tokens each")
+        all_decode(engine, batch, arguments.context)
+        show_trace(engine, STEPS)
+        run_out(engine)
 
 
 def profile_workload(model: str, workload: Workload) -> None:
     """Pieces of a workload whose requests all come at once: its prefills, and later on."""
     longest = max(len(ids) + tokens for ids, tokens in workload)
     engine = build_engine(EngineConfig(model=model, load_format="dummy", max_model_tokens=longest))
-    for n, (ids, tokens) in enumerate(fit_to_vocabulary(workload, engine.ready().vocab_size)):
-        sampling = Sampling(max_tokens=tokens)
-        engine.add(Add(request_id=str(n), prompt_ids=ids, sampling=sampling))
-    step = 0
-    for first, count in WORKLOAD_PIECES:
-        print(f"\nsteps {first} to {first + count} of the workload; those before")
-        show_host(engine, first - step)
-        step = first
-        show(traced(engine, count), count)
-        step += count
+    workload = fit_to_vocabulary(workload, engine.ready().vocab_size)
+    for run, measure in (("host", show_host), ("trace", show_trace)):
+        requests = [
+            Add(
+                request_id=f"{run}-{n}",
+                prompt_ids=ids,
+                sampling=Sampling(max_tokens=tokens),
+                cache_salt=run,
+            )
+            for n, (ids, tokens) in enumerate(workload)
+        ]
+        for request in requests:
+            engine.add(request)
+        step = 0
+        for first, count in WORKLOAD_PIECES:
+            for _ in range(step, first):
+                engine.step()
+            print(f"\nsteps {first} to {first + count} of the workload")
+            measure(engine, count)
+            step = first + count
+        engine.abort([request.request_id for request in requests])
+        run_out(engine)
 
 
-def profiled(engine: Engine, batch: int, context: int) -> list[Interval]:
-    """What the GPU did in some steps in which every sequence decodes."""
+def all_decode(engine: Engine, batch: int, context: int) -> None:
+    """Add so many requests, and step until each has decoded for a while."""
     rng = random.Random(batch)
     sampling = Sampling(max_tokens=MOST_STEPS)
     for n in range(batch):
@@ -104,11 +124,12 @@ def profiled(engine: Engine, batch: int, context: int) -> list[Interval]:
     while decoding < WARM_STEPS:
         outputs = engine.step().outputs
         decoding += len(outputs) == batch
-    show_host(engine, STEPS)
-    intervals = traced(engine, STEPS)
+
+
+def run_out(engine: Engine) -> None:
+    """Step until nothing is left to do."""
     while engine.has_work:
         engine.step()
-    return intervals
 
 
 def show_host(engine: Engine, steps: int) -> None:
@@ -161,8 +182,9 @@ def busy_us(intervals: list[Interval]) -> float:
     return intervals[0].end_us - intervals[0].begin_us + sum(later)
 
 
-def show(intervals: list[Interval], steps: int) -> None:
-    """Print the table of so many steps."""
+def show_trace(engine: Engine, steps: int) -> None:
+    """Print the table of the engine's next steps."""
+    intervals = traced(engine, steps)
     wall_us = max(one.end_us for one in intervals) - intervals[0].begin_us
     print(f"wall {wall_us / steps:.0f} µs a step, busy {busy_us(intervals) / wall_us:.1%}")
     spent: dict[str, list[float]] = defaultdict(list)
