@@ -8,7 +8,7 @@ last one's end, so gaps between kernels and waits for the host both count agains
 itself makes steps slower; `pagestream bench latency` says how long they take without it. `host` is
 what the engine's Python takes of the same steps, all but the wait for the tokens, and `loop` what a
 loop of nothing else takes beside each: a core that others share makes both longer. All that comes
-first, for a profiler that has run once goes on seeing every call of CUDA's.
+first: calls of CUDA's may take longer in a process in which a profiler has run.
 """
 
 import argparse
@@ -73,16 +73,12 @@ def main() -> None:
             prefix_cache=False,
         )
     )
-    for batch in arguments.batch_sizes:
-        print(f"\n{batch} sequences, {arguments.context} tokens each")
-        all_decode(engine, batch, arguments.context)
-        show_host(engine, STEPS)
-        run_out(engine)
-    for batch in arguments.batch_sizes:
-        print(f"\n{batch} sequences, {arguments.context} tokens each")
-        all_decode(engine, batch, arguments.context)
-        show_trace(engine, STEPS)
-        run_out(engine)
+    for measure in (show_host, show_trace):
+        for batch in arguments.batch_sizes:
+            print(f"\n{batch} sequences, {arguments.context} tokens each")
+            all_decode(engine, batch, arguments.context)
+            measure(engine, STEPS)
+            run_out(engine)
 
 
 def profile_workload(model: str, workload: Workload) -> None:
@@ -96,7 +92,7 @@ def profile_workload(model: str, workload: Workload) -> None:
                 request_id=f"{run}-{n}",
                 prompt_ids=ids,
                 sampling=Sampling(max_tokens=tokens),
-                cache_salt=run,
+                cache_salt=run,  # or the second run would find the first one's prompts
             )
             for n, (ids, tokens) in enumerate(workload)
         ]

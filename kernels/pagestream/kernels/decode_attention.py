@@ -250,8 +250,8 @@ def _decode_attention_kernel(
     # The loop loads so many tiles before its first turn waits: the newest key must not be there.
     is_loaded_early = end - first_tile <= TILES_AHEAD * TILE
     # Who has no piece leaves at once and makes room for the next kernel, except where nobody has
-    # one: a kernel must not end before the one in front. (An H200 would see to that by itself;
-    # nothing says that it must.)
+    # one: a kernel must not end before the one in front. (On an H200 none was seen to; nothing says
+    # that none can.)
     if ((splits == 0) & (piece == 0)) | ((has_newest != 0) & is_loaded_early):
         wait_for_inputs(PDL)
     if splits == 0:
