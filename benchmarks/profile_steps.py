@@ -25,7 +25,7 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pagestream.worker.bench.datasets import WORKLOADS, Workload, fit_to_vocabulary
+from pagestream.worker.bench.datasets import WORKLOADS, Workload, fit_to_vocabulary, shift_of
 from pagestream.worker.config import EngineConfig
 from pagestream.worker.engine.engine import Engine, build_engine
 from pagestream.worker.messages import Add, Sampling
@@ -85,16 +85,13 @@ def profile_workload(model: str, workload: Workload) -> None:
     """Pieces of a workload whose requests all come at once: its prefills, and later on."""
     longest = max(len(ids) + tokens for ids, tokens in workload)
     engine = build_engine(EngineConfig(model=model, load_format="dummy", max_model_tokens=longest))
-    workload = fit_to_vocabulary(workload, engine.ready().vocab_size)
-    for run, measure in (("host", show_host), ("trace", show_trace)):
+    vocab_size = engine.ready().vocab_size
+    for place, measure in enumerate((show_host, show_trace)):
         requests = [
-            Add(
-                request_id=f"{run}-{n}",
-                prompt_ids=ids,
-                sampling=Sampling(max_tokens=tokens),
-                cache_salt=run,  # or the second run would find the first one's prompts
+            Add(request_id=f"{place}-{n}", prompt_ids=ids, sampling=Sampling(max_tokens=tokens))
+            for n, (ids, tokens) in enumerate(
+                fit_to_vocabulary(workload, vocab_size, shift_of(place))
             )
-            for n, (ids, tokens) in enumerate(workload)
         ]
         for request in requests:
             engine.add(request)
