@@ -8,6 +8,7 @@ import redis
 from flaky_proxy import FlakyProxy
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from waiting import until
 
 from pagestream.producer.connection import (
@@ -127,6 +128,59 @@ def test_a_held_connection_that_is_busy_lets_the_pool_send(proxy, redis_client, 
         assert await held.execute_command("XLEN", keys.dead) == 1
         await held.aclose()
         await client.aclose()
+
+    asyncio.run(main())
+
+
+def test_an_asyncio_connection_swallows_no_cancellation(redis_url):
+    """redis-py's would, before Python 3.12, just after a command is sent."""
+
+    async def main() -> None:
+        async with connect_async(redis_url, client_name="a") as client:
+
+            async def ask_for_ever() -> None:
+                while True:
+                    await client.ping()
+
+            for turns in range(60):
+                asking = asyncio.create_task(ask_for_ever())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                asking.cancel()
+                await asyncio.wait({asking}, timeout=10)
+                assert asking.cancelled(), f"told to end after {turns} turns of the loop"
+
+    asyncio.run(main())
+
+
+def test_a_server_that_reads_no_more_is_an_error(tmp_path):
+    async def main() -> None:
+        is_over = asyncio.Event()
+
+        async def stop_at_set(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            async def word() -> bytes:
+                size = int((await reader.readline())[1:])
+                return (await reader.readexactly(size + 2))[:-2]
+
+            while True:
+                words = int((await reader.readline())[1:])
+                if (command := await word()) == b"SET":
+                    break
+                for _ in range(words - 1):
+                    await word()
+                writer.write(b"+PONG\r\n" if command == b"PING" else b"+OK\r\n")
+            await is_over.wait()
+            writer.close()
+
+        path = str(tmp_path / "s")
+        server = await asyncio.start_unix_server(stop_at_set, path)
+        async with (
+            server,
+            connect_async(f"unix://{path}", client_name="a", timeout_s=0.2) as client,
+        ):
+            with pytest.raises(RedisTimeoutError, match="writing"):
+                await client.set("x", bytes(8 << 20))
+            is_over.set()
 
     asyncio.run(main())
 

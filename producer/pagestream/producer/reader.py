@@ -267,9 +267,7 @@ class _Line:
 
     async def _connect(self, connection: Connection) -> int:
         """Connect and return the client id; have all streams looked at: Redis may have changed."""
-        # redis-py would send under `asyncio.wait_for`, which can swallow a cancellation (before
-        # Python 3.12): then closing would wait for ever.
-        connection.socket_timeout = None
+        connection.socket_timeout = None  # a URL's may be shorter than a call that blocks
         async with asyncio.timeout(ANSWER_MS / 1000):
             await connection.connect()
             await connection.send_command("CLIENT", "ID")
