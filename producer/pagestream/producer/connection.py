@@ -113,7 +113,7 @@ def _sends_at_once(kind: Any) -> Any:
     """
 
     class Connection(kind):
-        async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        async def send_packed_command(self: Any, command: Any, check_health: bool = True) -> None:
             if not self.is_connected:
                 await self.connect()
             elif check_health:
@@ -121,7 +121,7 @@ def _sends_at_once(kind: Any) -> Any:
             timeout_s, self.socket_timeout = self.socket_timeout, None
             try:
                 async with asyncio.timeout(timeout_s):
-                    await super().send_packed_command(command, check_health=False)
+                    await kind.send_packed_command(self, command, check_health=False)
             except TimeoutError:
                 raise RedisTimeoutError("Timeout writing to socket") from None
             finally:
