@@ -5,11 +5,12 @@ import ssl
 
 import pytest
 import redis
+import redis.asyncio
 from flaky_proxy import FlakyProxy
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from waiting import until
+from waiting import is_ended_by_cancel, until
 
 from pagestream.producer.connection import (
     AsyncHeldConnection,
@@ -132,23 +133,29 @@ def test_a_held_connection_that_is_busy_lets_the_pool_send(proxy, redis_client, 
     asyncio.run(main())
 
 
+async def ask_for_ever(client: redis.asyncio.Redis) -> None:
+    while True:
+        await client.ping()
+
+
 def test_an_asyncio_connection_swallows_no_cancellation(redis_url):
     """redis-py's would, before Python 3.12, just after a command is sent."""
 
     async def main() -> None:
         async with connect_async(redis_url, client_name="a") as client:
-
-            async def ask_for_ever() -> None:
-                while True:
-                    await client.ping()
-
             for turns in range(60):
-                asking = asyncio.create_task(ask_for_ever())
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                asking.cancel()
-                await asyncio.wait({asking}, timeout=10)
-                assert asking.cancelled(), f"told to end after {turns} turns of the loop"
+                asking = asyncio.create_task(ask_for_ever(client))
+                assert await is_ended_by_cancel(asking, turns), f"after {turns} turns of the loop"
+
+    asyncio.run(main())
+
+
+def test_nor_does_one_that_asks_a_sentinel(sentinels):
+    async def main() -> None:
+        for turns in range(60):
+            async with connect_async(sentinels.url, client_name="a") as client:
+                asking = asyncio.create_task(ask_for_ever(client))
+                assert await is_ended_by_cancel(asking, turns), f"after {turns} turns of the loop"
 
     asyncio.run(main())
 

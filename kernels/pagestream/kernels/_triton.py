@@ -44,35 +44,6 @@ else:
     except ModuleNotFoundError:
         triton = tl = TensorDescriptor = _Absent()
 
-PREFERRED_SHARED_MEMORY_CARVEOUT = 9
-"""Of the CUDA driver's `CUfunction_attribute`."""
-_ALL_PERCENT = 100
-
-
-def _keep_memory_shared(
-    module: Any, function: int, name: str, metadata_group: dict[str, str], hash: str
-) -> None:
-    """Have processors keep all the memory that they can for sharing under an early kernel.
-
-    Triton calls it for every kernel that it has loaded. A processor divides its memory between
-    shared memory and L1 cache by what its kernels ask for, and divides it anew only once it is
-    idle. A small kernel asks for little; a large one that may begin early behind it then waits for
-    its end after all.
-
-    Source: CUDA driver API, cuFuncSetAttribute; CUDA programming guide, "Shared memory", on devices
-    of compute capability 9.0.
-    """
-    metadata = next(path for name, path in metadata_group.items() if name.endswith(".json"))
-    if json.loads(Path(metadata).read_bytes()).get("launch_pdl"):
-        # A hint: a driver that refuses it costs time and nothing else.
-        ctypes.CDLL("libcuda.so.1").cuFuncSetAttribute(
-            ctypes.c_void_p(function), PREFERRED_SHARED_MEMORY_CARVEOUT, _ALL_PERCENT
-        )
-
-
-if not isinstance(triton, _Absent):
-    triton.knobs.runtime.kernel_load_end_hook.add(_keep_memory_shared)
-
 KERNELS_ON_CPU = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's interpreter runs the kernels on CPU tensors (fp32 and fp16 only: it computes bf16
 wrongly).
@@ -136,6 +107,35 @@ def overlapping_launch(rows: int) -> dict[str, bool]:
     early = rows <= _FEW_ROWS and _overlaps()
     return {"PDL": True, "launch_pdl": True} if early else {"PDL": False}
 
+
+PREFERRED_SHARED_MEMORY_CARVEOUT = 9
+"""Of the CUDA driver's `CUfunction_attribute`."""
+_ALL_PERCENT = 100
+
+
+def _keep_memory_shared(
+    module: Any, function: int, name: str, metadata_group: dict[str, str], hash: str
+) -> None:
+    """Have processors keep all the memory that they can for sharing under an early kernel.
+
+    Triton calls it for every kernel that it has loaded. A processor divides its memory between
+    shared memory and L1 cache by what its kernels ask for, and divides it anew only once it is
+    idle. A small kernel asks for little; a large one that may begin early behind it then waits for
+    its end after all.
+
+    Source: CUDA driver API, cuFuncSetAttribute; CUDA programming guide, "Shared memory", on devices
+    of compute capability 9.0.
+    """
+    metadata = next(path for name, path in metadata_group.items() if name.endswith(".json"))
+    if json.loads(Path(metadata).read_bytes()).get("launch_pdl"):
+        # A hint: a driver that refuses it costs time and nothing else.
+        ctypes.CDLL("libcuda.so.1").cuFuncSetAttribute(
+            ctypes.c_void_p(function), PREFERRED_SHARED_MEMORY_CARVEOUT, _ALL_PERCENT
+        )
+
+
+if not isinstance(triton, _Absent):
+    triton.knobs.runtime.kernel_load_end_hook.add(_keep_memory_shared)
 
 HOPPER = {"max_shared_mem": 227 << 10, "multiprocessor_count": 132}
 """Of the GPUs that all is tuned for: shared memory that one program may have, and processors. A

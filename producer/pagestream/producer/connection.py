@@ -6,7 +6,6 @@ be safe to repeat, and who repeats it is our choice: nothing is retried unless `
 This module knows URLs, options and connections: no keys, no commands.
 """
 
-import asyncio
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from . import sentinel
 from .errors import InvalidRequest
+from .sending import send_at_once
 
 TIMEOUT_S = 10.0
 """Longest wait for an answer; a blocking command must ask for less."""
@@ -101,33 +101,8 @@ def connect_async(
         max_connections=max_connections,
         timeout=POOL_WAIT_S,
     )
-    pool.connection_class = _sends_at_once(pool.connection_class)
+    send_at_once(pool)
     return redis.asyncio.Redis.from_pool(pool)
-
-
-def _sends_at_once(kind: Any) -> Any:
-    """Return a class of redis-py's asyncio connections as one that sends without `wait_for`.
-
-    That can swallow a cancellation before Python 3.12: who is told to end goes on, and who waits
-    for its end does so for ever. It also makes a task of every command.
-    """
-
-    class Connection(kind):
-        async def send_packed_command(self: Any, command: Any, check_health: bool = True) -> None:
-            if not self.is_connected:
-                await self.connect()
-            elif check_health:
-                await self.check_health()
-            timeout_s, self.socket_timeout = self.socket_timeout, None
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await kind.send_packed_command(self, command, check_health=False)
-            except TimeoutError:
-                raise RedisTimeoutError("Timeout writing to socket") from None
-            finally:
-                self.socket_timeout = timeout_s
-
-    return Connection
 
 
 class HeldConnection:

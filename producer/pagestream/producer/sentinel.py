@@ -6,6 +6,7 @@ are the options `sentinel_username` and `sentinel_password`.
 This module knows how to find a master: no keys, no commands.
 """
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -13,6 +14,8 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 import redis.asyncio.sentinel
 import redis.connection
 import redis.sentinel
+
+from .sending import send_at_once
 
 SCHEMES = ("redis+sentinel://", "rediss+sentinel://")
 PORT = 26379
@@ -83,6 +86,8 @@ def pool(url: SentinelUrl, **options: Any) -> Any:
 def async_pool(url: SentinelUrl, **options: Any) -> Any:
     """Return a pool of asyncio connections to the master."""
     sentinel = _AsyncSentinel(url.sentinels, sentinel_kwargs=url.sentinel_options)
+    for one in sentinel.sentinels:
+        send_at_once(one.connection_pool)
     pool: Any = redis.asyncio.sentinel.SentinelConnectionPool
     return pool(url.service, sentinel, **options | url.options)
 
@@ -107,9 +112,11 @@ class _AsyncSentinel(redis.asyncio.sentinel.Sentinel):
         try:
             return await parent.discover_master(service_name)
         finally:
-            for one in self.sentinels:
-                pool: Any = one.connection_pool  # redis-py 5 declares the synchronous kind
-                await pool.disconnect(inuse_connections=False)
+            # redis-py 5 declares the synchronous kind.
+            pools: list[Any] = [one.connection_pool for one in self.sentinels]
+            closing = (pool.disconnect(inuse_connections=False) for pool in pools)
+            # A cancellation that comes just now must not leave one open.
+            await asyncio.shield(asyncio.gather(*closing))
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -2,6 +2,8 @@
 
 import asyncio
 
+from waiting import is_ended_by_cancel
+
 from pagestream.producer.jobs.assembly import jobs_process
 from pagestream.producer.jobs.settings import read_settings
 
@@ -11,10 +13,6 @@ def test_it_ends_at_every_turn_of_its_loop(redis_url):
         for turns in range(0, 100, 2):
             async with jobs_process(read_settings(redis_url=redis_url)) as process:
                 working = asyncio.create_task(process.run())
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                working.cancel()
-                await asyncio.wait({working}, timeout=10)
-                assert working.cancelled(), f"told to end after {turns} turns of the loop"
+                assert await is_ended_by_cancel(working, turns), f"after {turns} turns of the loop"
 
     asyncio.run(main())
